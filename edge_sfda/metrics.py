@@ -200,4 +200,6 @@ def _pair(
 def _ratio(over: npt.ArrayLike, under: npt.ArrayLike) -> FloatArray:
     """Divide; NaN, without a warning, where `under` is 0."""
     top, bottom = np.asarray(over, dtype=np.float64), np.asarray(under, dtype=np.float64)
-    return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+    out: FloatArray = np.full(bottom.shape, np.nan)
+    np.divide(top, bottom, out=out, where=bottom > 0)
+    return out
