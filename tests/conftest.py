@@ -1,0 +1,14 @@
+"""What all tests share: one thread, reproducible examples."""
+
+from __future__ import annotations
+
+import os
+
+# before torch or OpenCV start their pools: the tensors here are small, and sums must not depend on the core count
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import hypothesis
+
+# the same examples in every run, and no time limit each: a test must not fail because the machine is busy
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=40, database=None)
+hypothesis.settings.load_profile("repeatable")
