@@ -7,7 +7,6 @@ input stays uint8 RGB: normalisation happens on the device, inside the network's
 from __future__ import annotations
 
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_sfda.errors import FrameError, LabelError, WriteError
+from edge_sfda.files import write_atomic
 from edge_sfda.manifest import Preprocessing
 
 U8 = NDArray[np.uint8]
@@ -150,6 +150,11 @@ def to_input(image: U8, pre: Preprocessing) -> U8:
         shrink = max(height / pre.height, width / pre.width)
         how = cv2.INTER_AREA if shrink > 2 else cv2.INTER_LINEAR
         image = cast(U8, cv2.resize(image, (pre.width, pre.height), interpolation=how))
+    return to_planes(image)
+
+
+def to_planes(image: U8) -> U8:
+    """Turn HWC uint8 BGR into contiguous uint8 [3, H, W] RGB, a copy."""
     return np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
 
 
@@ -178,15 +183,7 @@ def write_png(path: str | os.PathLike[str], array: U8) -> None:
         raise WriteError(f"cannot write {path}: array {array.dtype} {array.shape}, expected uint8 HW or HW3")
     done, encoded = cv2.imencode(".png", array, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     assert done, "PNG encodes every uint8 picture"
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(encoded.tobytes())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; check folder, permissions and space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomic(path, encoded.data)
 
 
 def _decode(data: bytes, flags: int) -> U8 | None:

@@ -50,6 +50,13 @@ DOMAINS: dict[str, Domain] = {
 }
 
 
+def blend(a: Domain, b: Domain, share: float) -> Domain:
+    """Return the domain between `a` (share 0) and `b` (share 1)."""
+    gain = tuple((1 - share) * x + share * y for x, y in zip(a.gain, b.gain, strict=True))
+    mixed = [(1 - share) * x + share * y for x, y in ((a.fog, b.fog), (a.noise, b.noise))]
+    return Domain(f"{a.name}-{b.name}", (gain[0], gain[1], gain[2]), *mixed)
+
+
 class Scene:
     """A street made from `seed`, drawn at `height` x `width`; the same (seed, t, domain, size) gives the same bytes."""
 
