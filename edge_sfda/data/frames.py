@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -21,6 +23,9 @@ from numpy.typing import NDArray
 from edge_sfda.errors import FrameError, LabelError, WriteError
 from edge_sfda.files import write_atomic
 from edge_sfda.manifest import Preprocessing
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # typing.Self came with Python 3.11
 
 U8 = NDArray[np.uint8]
 
@@ -55,6 +60,37 @@ class Frame:
     def width(self) -> int:
         """Columns of the image."""
         return int(self.image.shape[1])
+
+
+class FrameSource(Protocol):
+    """An iterator of frames, closed when done; usable in a `with` statement.
+
+    `len_hint` is the number of frames where the source knows it (a container's header may be wrong), else None; `fps`
+    the nominal rate, else None. Iterating raises SourceError or FrameError when a frame that should be there cannot be
+    had: no frame is skipped in silence.
+    """
+
+    len_hint: int | None
+    fps: float | None
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self
+
+    @abstractmethod
+    def __next__(self) -> Frame:
+        """Return the next frame; StopIteration after the last one or `close`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release what the source holds; no more frames come."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 def read_image(path: str | os.PathLike[str]) -> U8:

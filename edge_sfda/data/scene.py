@@ -81,10 +81,10 @@ class Scene:
         self._draw(canvas, t)
         label = canvas[..., 3].copy()
         rng = np.random.default_rng([self.seed, int(t * 1000) % 2**31])
-        image = canvas[..., :3].astype(np.float32) * np.float32(domain.gain)
+        image = canvas[..., :3].astype(np.float32) * np.array(domain.gain, np.float32)
         far = np.linspace(1, 0, h // 2, dtype=np.float32)
         depth = np.concatenate([np.ones(h - h // 2, np.float32), far])[:, None, None] * domain.fog
-        image = image * (1 - depth) + 200 * np.float32(domain.gain) * depth
+        image = image * (1 - depth) + 200 * np.array(domain.gain, np.float32) * depth
         image += rng.normal(0, domain.noise, image.shape).astype(np.float32)
         return cast(U8, np.clip(image, 0, 255).astype(np.uint8)), label
 
@@ -103,7 +103,7 @@ class Scene:
     def _slot(self, canvas: U8, i: int, side: int, z: float) -> None:
         rng = np.random.default_rng([self.seed, i, side + 1])
         colour = rng.integers(60, 210, 3)
-        self._quad(canvas, side * 9.0, z, 6, rng.integers(6, 18), colour, 3)
+        self._quad(canvas, side * 9.0, z, 6, float(rng.integers(6, 18)), colour, 3)
         kind = int(rng.integers(0, 7))
         green = (50, 90 + int(rng.integers(0, 60)), 50)
         if kind == 0:

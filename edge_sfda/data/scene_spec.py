@@ -21,8 +21,8 @@ class SceneSpec:
     """A run of frames of the built-in scene.
 
     Args:
-        domains: names in `DOMAINS`; several follow each other, each for an equal share of the frames, with a smooth change
-            between.
+        domains: names in `DOMAINS`; several follow each other, each for an equal share of the frames, with a smooth
+            change between.
         frames: how many.
         seed: of the street.
         height, width: in pixels.
@@ -73,7 +73,7 @@ class SceneSpec:
             try:
                 options |= _OPTIONS[key](value)
             except ValueError as error:
-                raise UsageError(f"cannot read {key}={value} in {text!r}; write numbers, and size as 192x256") from error
+                raise UsageError(f"cannot read {key}={value} in {text!r}; write numbers, size as 192x256") from error
         return SceneSpec(tuple(names.split("-")), **options)
 
     def open(self) -> Scene:
