@@ -1,0 +1,120 @@
+"""The method after STvM: one step from unlabelled frames to a repaired student and its average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from edge_sfda.adapt.method import Method, StepReport, burst_factor
+from edge_sfda.adapt.mixing import DonorMemory
+from edge_sfda.adapt.prior import undo_class_weight
+from edge_sfda.adapt.reliability import Reliability
+from edge_sfda.adapt.teacher import Teacher, TeacherView
+from edge_sfda.adapt.view import StrongView
+from edge_sfda.config import AdaptConfig
+from edge_sfda.manifest import Manifest
+from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.ops.weighted_cross_entropy import weighted_cross_entropy
+
+
+class Adapter(Method):
+    """teacher -> reliability -> mixing -> view -> student -> weighted loss -> the teacher's average.
+
+    Parts 1 to 6 of METHOD; each can be switched off in the configuration. The teacher is what is deployed.
+    """
+
+    def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
+        super().__init__(net, manifest, config)
+        undo_class_weight(net, manifest, share=config.statistics.prior)
+        classes = len(manifest.classes)
+        self.teacher = Teacher(net, config.teacher)
+        self.reliability = (
+            Reliability(net.feature_channels, classes, config=config.reliability, seed=config.seed, device=self.device)
+            if config.reliability.enabled
+            else None
+        )
+        self.memory = DonorMemory(config.mixing, classes, seed=config.seed, device=self.device)
+        self.view = StrongView(config.view, seed=config.seed)
+        # fused: takes the rate as a tensor, so that it can follow the weights' mean without a host sync
+        self.rate = torch.zeros((), device=self.device)
+        self.optimizer = torch.optim.AdamW(
+            net.trainable(config.burst.frozen_stride), lr=self.rate, weight_decay=config.burst.weight_decay, fused=True
+        )
+        self.usual_weight = torch.full((), torch.nan, device=self.device)
+        self.steps = 0
+        self.online = False
+
+    @property
+    def deployed(self) -> SegmentationNet:
+        """The teacher: the average of the burst so far."""
+        return self.teacher.net
+
+    def begin(self, frames: Sequence[Tensor]) -> None:
+        """Step 0, then the metric network's warm-up on the first target frames (none for a stream)."""
+        self.online = len(frames) == 0
+        if self.online:
+            return
+        self._begin_statistics(frames, blend=self.config.statistics.blend)
+        if self.reliability is not None:
+            batches = self._batches(frames)
+            for index in range(self.config.reliability.warm_up):
+                self._weigh(self.teacher.predict(batches[index % len(batches)]))
+
+    def observe(self, frames: Tensor) -> None:
+        """Take in the statistics of a stream's next frames."""
+        self._observe_statistics(frames, blend=self.config.statistics.blend)
+
+    def step(self, frames: Tensor) -> StepReport:
+        """Learn from frames, uint8 RGB [B, 3, H, W].
+
+        Raises:
+            FrameError: of another dtype, shape or size than the network's input.
+        """
+        view = self.teacher.predict(self._input(frames))
+        weight, scalars = self._weigh(view)
+        taught = frames, view.label, weight
+        if self.config.mixing.enabled:
+            taught = self.memory.mix(*taught)
+            self.memory.push(frames, view.label, weight)
+        student_frames, label, student_weight = self.view(*taught)
+        logits = self.net(self.normaliser(student_frames)).logits
+        loss = weighted_cross_entropy(logits, label, student_weight)
+        self._update(loss, trust=(weight.mean() / self.usual_weight).clamp(max=1))
+        scalars |= {"weight": weight.mean(), "confidence": view.confidence.mean(), "rate": self.rate.clone()}
+        scalars["agreement"] = _agreement(logits.detach(), label)
+        return StepReport(loss.detach(), scalars)
+
+    def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weight of each pixel, float [B, h, w], then let the metric network learn from these frames."""
+        weight = view.confidence if self.config.reliability.confidence else torch.ones_like(view.confidence)
+        scalars: dict[str, Tensor] = {}
+        if self.reliability is not None:
+            r = self.reliability.score(view.features, view.label)
+            scalars = {"reliability": r.mean(), "metric_loss": self.reliability.learn(view.features, view.label)}
+            weight = weight * r
+        mean = weight.mean()
+        self.usual_weight = torch.where(self.usual_weight.isnan(), mean, self.usual_weight.lerp(mean, 0.05))
+        return weight, scalars
+
+    def _update(self, loss: Tensor, *, trust: Tensor) -> None:
+        """Step student and teacher.
+
+        Adam cancels the loss's scale, so a batch that weighs less than usual must scale the rate itself (METHOD f).
+        """
+        burst = self.config.burst
+        factor = burst.online_share if self.online else burst_factor(self.steps, burst.steps, burst.warm_up)
+        self.rate.copy_(trust * (burst.rate * factor))
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.teacher.update()
+        self.steps += 1
+
+
+def _agreement(logits: Tensor, label: Tensor) -> Tensor:
+    """Return the share of pixels in which the student says what it is taught; the label is read on the logits' grid."""
+    rows = torch.arange(logits.shape[-2], device=label.device) * label.shape[-2] // logits.shape[-2]
+    columns = torch.arange(logits.shape[-1], device=label.device) * label.shape[-1] // logits.shape[-1]
+    return (logits.argmax(1) == label[:, rows[:, None], columns]).float().mean()

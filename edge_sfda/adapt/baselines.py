@@ -1,0 +1,165 @@
+"""The peers behind the method's interface: none, BatchNorm statistics, TENT, CoTTA-style, and plain mean teachers.
+
+Each by its paper's rules as far as METHOD states them; `config.preset` holds the settings that go with each.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_sfda.adapt.adapter import Adapter
+from edge_sfda.adapt.losses import entropy, soft_cross_entropy
+from edge_sfda.adapt.method import Method, StepReport
+from edge_sfda.adapt.teacher import Teacher, TeacherView
+from edge_sfda.config import AdaptConfig
+from edge_sfda.manifest import Manifest
+from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.nets.normalisation import affine_parameters, batch_norms, estimate
+
+_THRESHOLD = 0.968  # DACS: a pixel is sure above this confidence
+
+
+class Source(Method):
+    """No adaptation: the source network as it came."""
+
+    def step(self, frames: Tensor) -> StepReport:
+        """Check the frames and change nothing."""
+        self._input(frames)
+        return StepReport(torch.full((), torch.nan, device=self.device))
+
+
+class Statistics(Source):
+    """BatchNorm statistics of the target, no gradient (AdaBN, Li et al. 2017)."""
+
+    def begin(self, frames: Sequence[Tensor]) -> None:
+        """Blend the target's statistics in."""
+        self._begin_statistics(frames, blend=self.config.statistics.blend)
+
+    def observe(self, frames: Tensor) -> None:
+        """Move the statistics towards a stream's next frames."""
+        self._observe_statistics(frames, blend=self.config.statistics.blend)
+
+
+class Tent(Method):
+    """Entropy minimisation over scale and shift alone (Wang et al., ICLR 2021).
+
+    Offline: statistics of each batch in the step, re-estimated over the target at the end. On a stream, where a step
+    sees one frame, whose statistics must not be used raw: the running ones.
+    """
+
+    def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
+        super().__init__(net, manifest, config)
+        net.requires_grad_(False)
+        affine = affine_parameters(net)
+        for parameter in affine:
+            parameter.requires_grad_(True)
+        # a network without affine normalisation has nothing to train; Adam refuses an empty list
+        self.optimizer = torch.optim.Adam(affine, lr=config.burst.rate) if affine else None
+        self.frames: Sequence[Tensor] = ()
+
+    def begin(self, frames: Sequence[Tensor]) -> None:
+        """Start from the source's weights; batches bring their own statistics."""
+        self.frames = frames
+        for layer in batch_norms(self.net) if len(frames) > 0 else ():
+            layer.train()
+
+    def observe(self, frames: Tensor) -> None:
+        """Move the statistics towards a stream's next frames."""
+        self._observe_statistics(frames, blend=self.config.statistics.blend)
+
+    def step(self, frames: Tensor) -> StepReport:
+        """Take one Adam step of the mean entropy."""
+        x = self._input(frames)
+        loss = entropy(self.net(x).logits).mean()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        return StepReport(loss.detach())
+
+    def finish(self) -> None:
+        """Re-estimate the statistics under the new scales and shifts."""
+        self.net.eval()
+        if len(self.frames) > 0:
+            estimate(self.net, self._batches(self.frames), blend=1.0)
+        super().finish()
+
+
+class Cotta(Method):
+    """CoTTA-style (Wang et al., CVPR 2022): augmentation-averaged teacher, soft labels, stochastic restore.
+
+    The teacher averages over mirror and three scales instead of the paper's fourteen views; always, not only below a
+    confidence. Statistics are the target's, as in step 0.
+    """
+
+    def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
+        super().__init__(net, manifest, config)
+        self.teacher = Teacher(net, config.teacher)
+        self.source = copy.deepcopy(net.state_dict())
+        self.optimizer = torch.optim.Adam(net.parameters(), lr=config.burst.rate)
+        self.rng = torch.Generator(self.device).manual_seed(config.seed)
+        self.steps = 0
+
+    @property
+    def deployed(self) -> SegmentationNet:
+        """The teacher."""
+        return self.teacher.net
+
+    def begin(self, frames: Sequence[Tensor]) -> None:
+        """Blend the target's statistics in."""
+        self._begin_statistics(frames, blend=self.config.statistics.blend)
+
+    def observe(self, frames: Tensor) -> None:
+        """Move the statistics towards a stream's next frames."""
+        self._observe_statistics(frames, blend=self.config.statistics.blend)
+
+    def step(self, frames: Tensor) -> StepReport:
+        """Take one step towards the teacher's averaged soft labels, then restore one weight in a hundred."""
+        x = self._input(frames)
+        logits = self.net(x).logits
+        loss = soft_cross_entropy(logits, self._averaged_probs(x, logits.shape[-2:])).mean()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.teacher.update()
+        self._restore()
+        return StepReport(loss.detach())
+
+    @torch.no_grad()
+    def _averaged_probs(self, x: Tensor, size: torch.Size) -> Tensor:
+        views = []
+        for scale in (0.75, 1.0, 1.25):
+            view = x if scale == 1 else F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
+            probs = self.teacher.predict(view).probs
+            views.append(F.interpolate(probs, size=size, mode="bilinear", align_corners=False))
+        return torch.stack(views).mean(0)
+
+    @torch.no_grad()
+    def _restore(self, probability: float = 0.01) -> None:
+        for name, parameter in self.net.named_parameters():
+            draw = torch.rand(parameter.shape, generator=self.rng, device=self.device)
+            parameter.copy_(torch.where(draw < probability, self.source[name], parameter))
+
+
+class MeanTeacher(Adapter):
+    """The method's own loop with every pixel weighing 1: what reliability is held against."""
+
+    def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
+        weight = torch.ones_like(view.confidence)
+        self.usual_weight = weight.mean()
+        return weight, {}
+
+
+class ThresholdTeacher(Adapter):
+    """The method's own loop with DACS's weight: the share of a frame's pixels above 0.968 confidence, for all pixels."""
+
+    def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
+        share = (view.confidence > _THRESHOLD).float().mean((1, 2), keepdim=True)
+        weight = share.expand_as(view.confidence).contiguous()
+        self.usual_weight = weight.mean()
+        return weight, {}

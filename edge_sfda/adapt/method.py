@@ -1,0 +1,122 @@
+"""The one interface of everything that adapts a network: begin, step, finish; and what they share.
+
+No parameter takes a source image or a label: source-free shows in the signatures.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edge_sfda.config import AdaptConfig
+from edge_sfda.errors import DivergenceError, FrameError
+from edge_sfda.manifest import Manifest
+from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.nets.inference import Normaliser, check_input
+from edge_sfda.nets.normalisation import estimate, observe
+
+_STATISTICS_BATCH = 4  # a single frame's statistics are too narrow a sample to normalise with
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did; scalars on the device, so that nothing waits for it. NaN where a method has no such thing."""
+
+    loss: Tensor
+    scalars: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(abc.ABC):
+    """Adapts `net` in place from unlabelled frames.
+
+    Args:
+        net: the source network, on its device; taken over and changed.
+        manifest: of that network.
+        config: everything else.
+
+    Attributes:
+        net: the network that is trained.
+    """
+
+    def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
+        self.net = net.eval()
+        self.manifest = manifest
+        self.config = config
+        self.device = next(net.parameters()).device
+        self.normaliser = Normaliser(manifest.preprocessing, self.device)
+        self._observed = 0
+
+    @property
+    def deployed(self) -> SegmentationNet:
+        """The network to infer with now."""
+        return self.net
+
+    def begin(self, frames: Sequence[Tensor]) -> None:
+        """Do what comes before the first step, from a first look at the target.
+
+        Args:
+            frames: uint8 RGB [3, H, W] each, on any device; empty for a stream, of which nothing is known yet.
+        """
+
+    @abc.abstractmethod
+    def step(self, frames: Tensor) -> StepReport:
+        """Learn from frames, uint8 RGB [B, 3, H, W] on the network's device; nothing else is needed."""
+
+    def observe(self, frames: Tensor) -> None:
+        """Take in the statistics of a stream's next frames, uint8 RGB [B, 3, H, W], before they are learned from."""
+
+    def finish(self) -> None:
+        """Do what comes after the last step.
+
+        Raises:
+            DivergenceError: a deployed weight is not finite.
+        """
+        check_finite(self.deployed)
+
+    def _begin_statistics(self, frames: Sequence[Tensor], *, blend: float) -> None:
+        """Step 0: blend the target's BatchNorm statistics into the network."""
+        if len(frames) > 0:
+            estimate(self.net, self._batches(frames), blend=blend)
+
+    def _batches(self, frames: Sequence[Tensor]) -> list[Tensor]:
+        """Normalised batches of a few dozen frames spread evenly over all of them."""
+        count = min(self.config.statistics.frames, len(frames))
+        picked = [frames[int(i * len(frames) / count)] for i in range(count)]
+        size = min(_STATISTICS_BATCH, count)
+        batches = [picked[i : i + size] for i in range(0, count - size + 1, size)]
+        return [self.normaliser(torch.stack(batch).to(self.device)) for batch in batches]
+
+    def _observe_statistics(self, frames: Tensor, *, blend: float) -> None:
+        """Move the statistics towards a stream's next frames; the source's count as the first few frames."""
+        floor, source_frames = 0.01, 4
+        momentum = max(1 / (self._observed + source_frames), floor) * blend
+        if momentum > 0:
+            observe(self.net, self.normaliser(frames), momentum=momentum)
+        self._observed += 1
+
+    def _input(self, frames: Tensor) -> Tensor:
+        check_input(frames, self.net)
+        pre = self.manifest.preprocessing
+        if tuple(frames.shape[-2:]) != (pre.height, pre.width):
+            raise FrameError(
+                f"got frames of {tuple(frames.shape[-2:])}, the network's input is ({pre.height}, {pre.width}); "
+                "bring them there with data.frames.to_input"
+            )
+        return self.normaliser(frames)
+
+
+def check_finite(net: SegmentationNet) -> None:
+    """Raise DivergenceError naming the first tensor of `net` that holds NaN or infinity."""
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DivergenceError(f"{name} is not finite after adaptation; lower burst.rate. The source is untouched")
+
+
+def burst_factor(step: int, steps: int, warm_up: int) -> float:
+    """Return the rate's factor: linear rise over `warm_up` steps, then half a cosine to zero at `steps`."""
+    rise = min(1.0, (step + 1) / (warm_up + 1))
+    return float(rise * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(step / max(steps, 1), 1.0)))))

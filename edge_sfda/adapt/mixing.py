@@ -1,0 +1,95 @@
+"""Metric-based online ClassMix, MOCM (the paper's part 6; the sampling rule is ours).
+
+Recent target frames with the teacher's labels and weights wait in a ring. For each frame a donor is drawn, and of the
+donor's classes a share, with probability growing with the class's mean weight; their pixels are pasted, and label and
+weight travel with them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from edge_sfda.config import MixingConfig
+
+
+class DonorMemory:
+    """A ring of donors, all memory taken at the first push.
+
+    Args:
+        config: size of the ring and share of classes.
+        classes: C.
+        seed: of every draw.
+        device: where the ring lives.
+    """
+
+    def __init__(self, config: MixingConfig, classes: int, *, seed: int, device: torch.device) -> None:
+        self.config = config
+        self.classes = classes
+        self.rng = torch.Generator(device).manual_seed(seed)
+        self.pushed = 0
+        self._frames: Tensor | None = None
+
+    def __len__(self) -> int:
+        return min(self.pushed, self.config.memory)
+
+    def push(self, frames: Tensor, label: Tensor, weight: Tensor) -> None:
+        """Keep a batch, oldest out first.
+
+        Args:
+            frames: uint8 [B, 3, H, W].
+            label: int64 [B, h, w], 0..C-1; h, w divide H, W up to rounding.
+            weight: float [B, h, w], 0..1.
+        """
+        if self._frames is None:
+            size = self.config.memory
+            self._frames = torch.empty((size, *frames.shape[1:]), dtype=frames.dtype, device=frames.device)
+            self._label = torch.empty((size, *label.shape[1:]), dtype=torch.uint8, device=frames.device)
+            self._weight = torch.empty((size, *weight.shape[1:]), device=frames.device)
+        for frame, lab, w in zip(frames, label, weight, strict=True):
+            slot = self.pushed % self.config.memory
+            self._frames[slot].copy_(frame)
+            self._label[slot].copy_(lab)
+            self._weight[slot].copy_(w)
+            self.pushed += 1
+
+    def mix(self, frames: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Paste donors' classes into a batch; shapes as in `push`, and the results are new tensors.
+
+        Before the first push the batch comes back as it is.
+        """
+        if self._frames is None or len(self) == 0:
+            return frames, label, weight
+        count = frames.shape[0]
+        donor = torch.randint(len(self), (count,), generator=self.rng, device=frames.device)
+        donor_label, donor_weight = self._label[donor].long(), self._weight[donor]
+        chosen = self._choose(donor_label, donor_weight)
+        paste = chosen.gather(1, donor_label.flatten(1)).view_as(donor_label)
+        mask = _enlarge(paste, frames.shape[-2], frames.shape[-1])[:, None]
+        return (
+            torch.where(mask, self._frames[donor], frames),
+            torch.where(paste, donor_label, label),
+            torch.where(paste, donor_weight, weight),
+        )
+
+    def _choose(self, label: Tensor, weight: Tensor) -> Tensor:
+        """Return bool [B, C]: a share of each donor's classes, without replacement, odds by mean weight.
+
+        Gumbel noise on log odds and a rank make it one draw without a loop or a host sync.
+        """
+        flat = label.flatten(1)
+        zeros = torch.zeros(label.shape[0], self.classes, device=label.device)
+        counts = zeros.scatter_add(1, flat, torch.ones_like(weight.flatten(1)))
+        mean = zeros.scatter_add(1, flat, weight.flatten(1)) / counts.clamp(min=1)
+        uniform = torch.rand(mean.shape, generator=self.rng, device=label.device).clamp_(1e-6, 1 - 1e-6)
+        key = (mean + 1e-6).log() - (-uniform.log()).log()
+        key = key.masked_fill(counts == 0, -torch.inf)
+        rank = key.argsort(1, descending=True).argsort(1)
+        wanted = ((counts > 0).sum(1, keepdim=True) * self.config.fraction).ceil()
+        return (rank < wanted) & (counts > 0)
+
+
+def _enlarge(mask: Tensor, height: int, width: int) -> Tensor:
+    """Repeat each cell of [B, h, w] over its block of pixels; the last blocks are cut to [B, H, W]."""
+    rows, columns = -(-height // mask.shape[-2]), -(-width // mask.shape[-1])
+    return mask.repeat_interleave(rows, -2)[:, :height].repeat_interleave(columns, -1)[:, :, :width]

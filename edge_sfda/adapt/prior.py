@@ -1,0 +1,28 @@
+"""Undo the class prior that training put in (ours; METHOD c).
+
+A network trained with class weights c outputs probabilities proportional to c_y p(y | x): it over-predicts what was
+weighted up, and self-training on such labels amplifies it. Adding -log c to the logits undoes exactly that. It needs no
+frame, only the weights that the checkpoint's manifest carries.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from edge_sfda.manifest import Manifest
+from edge_sfda.nets.contract import SegmentationNet
+
+
+def undo_class_weight(net: SegmentationNet, manifest: Manifest, *, share: float) -> bool:
+    """Shift the logits of `net`, in place, by `-share * log(class weight)`; returns whether there was anything to undo.
+
+    Args:
+        net: trained with `manifest.class_weight`.
+        manifest: of `net`.
+        share: 0..1 of the correction.
+    """
+    if manifest.class_weight is None or share == 0:
+        return False
+    device = next(net.parameters()).device
+    net.shift_logits(-share * torch.tensor(manifest.class_weight, device=device).log())
+    return True

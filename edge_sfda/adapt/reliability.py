@@ -1,0 +1,153 @@
+"""Reliability of the teacher's labels, from proxy-based metric learning (the paper's part 5; formulas ours).
+
+A linear metric network embeds the teacher's encoder features; one proxy a class lives in the same space. How strongly a
+pixel's embedding points to the proxy of its label is its reliability. Both are trained during adaptation on the
+teacher's own labels, so reliability must always come from the network as it was before this frame trained it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from edge_sfda.config import ReliabilityConfig
+from edge_sfda.ops.proxy_similarity import metric_loss, reliability
+
+
+class MetricNetwork(nn.Module):
+    """z = W g, g = the encoder's levels, each channel standardised, brought to one grid and stacked.
+
+    A 1x1 projection a level and their sum, as one matrix: resampling and projection commute.
+    The grid is that of the second level (stride 8 of the built-in networks), of the only one where there is one.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    seen: Tensor
+
+    def __init__(self, channels: tuple[int, ...], classes: int, config: ReliabilityConfig, seed: int) -> None:
+        super().__init__()
+        rng = torch.Generator().manual_seed(seed)
+        total = sum(channels)
+        self.projection = nn.Parameter(torch.randn(config.embedding, total, generator=rng) / total**0.5)
+        self.proxies = nn.Parameter(F.normalize(torch.randn(classes, config.embedding, generator=rng), dim=1))
+        self.register_buffer("mean", torch.zeros(total))
+        self.register_buffer("scale", torch.ones(total))
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.bool))
+
+    def stack(self, features: tuple[Tensor, ...]) -> Tensor:
+        """Return g, float [B * h * w, F_total], standardised rows, and no gradient."""
+        grid = features[min(1, len(features) - 1)].shape[-2:]
+        levels = [
+            f if f.shape[-2:] == grid else F.interpolate(f, size=grid, mode="bilinear", align_corners=False)
+            for f in features
+        ]
+        rows = torch.cat([level.permute(0, 2, 3, 1).flatten(0, 2) for level in levels], 1)
+        return (rows - self.mean) * self.scale
+
+    @torch.no_grad()
+    def standardise(self, rows: Tensor) -> None:
+        """Set the channels' mean and scale from raw rows [N, F_total], once, before training."""
+        self.scale.copy_(rows.std(0).clamp(min=1e-4).reciprocal())
+        self.mean.copy_(rows.mean(0))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Embed rows [..., F_total] as float [..., D], not normalised."""
+        return rows @ self.projection.T
+
+    @torch.no_grad()
+    def start_proxies(self, rows: Tensor, label: Tensor) -> None:
+        """Set the proxy of each class that is seen for the first time to the mean of its embeddings.
+
+        Args:
+            rows: [N, F_total].
+            label: int64 [N].
+        """
+        z = F.normalize(self(rows), dim=1)
+        sums = torch.zeros_like(self.proxies).index_add_(0, label, z)
+        counts = torch.zeros_like(self.proxies[:, 0]).index_add_(0, label, torch.ones_like(z[:, 0]))
+        new = (counts > 0) & ~self.seen
+        self.proxies.copy_(torch.where(new[:, None], F.normalize(sums, dim=1), self.proxies))
+        self.seen |= new
+
+
+class Reliability:
+    """Scores labels, then learns from them.
+
+    Args:
+        channels: of the encoder's levels.
+        classes: C.
+        config: see `ReliabilityConfig`.
+        seed: of the initial projection and the pixel sampling.
+        device: where all of it lives.
+    """
+
+    def __init__(
+        self, channels: tuple[int, ...], classes: int, *, config: ReliabilityConfig, seed: int, device: torch.device
+    ) -> None:
+        self.config = config
+        self.classes = classes
+        self.net = MetricNetwork(channels, classes, config, seed).to(device)
+        self.rng = torch.Generator(device).manual_seed(seed)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": [self.net.projection], "lr": config.rate},
+                {"params": [self.net.proxies], "lr": config.proxy_rate},
+            ]
+        )
+        self._class_ids = torch.arange(classes, device=device)
+        self._standardised = False
+
+    @torch.no_grad()
+    def score(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor:
+        """Return reliability at the label's size.
+
+        Args:
+            features: of the teacher's encoder, fine to coarse.
+            label: the teacher's, int64 [B, H, W], 0..C-1, at the logits' size.
+
+        Returns:
+            float32 [B, H, W], 0..1: computed on the features' grid, bilinearly brought to the label's.
+        """
+        if not self._standardised:  # the first target features set the scale of every channel, for good
+            self.net.standardise(self.net.stack(features))
+            self._standardised = True
+        rows, coarse = self.net.stack(features), self._on_grid(features, label)
+        batch, h, w = coarse.shape
+        self.net.start_proxies(rows, coarse.flatten())
+        z = self.net(rows).view(batch, h, w, -1).permute(0, 3, 1, 2)
+        r = reliability(z, self.net.proxies, coarse, kappa=self.config.kappa)
+        return F.interpolate(r[:, None], size=label.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+
+    def learn(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor:
+        """Take one step of the metric loss on a class-balanced sample of pixels; returns the loss, detached."""
+        rows = self.net.stack(features)
+        index, valid = self._sample(self._on_grid(features, label).flatten())
+        target = self._class_ids[:, None].expand_as(index)
+        loss = metric_loss(self.net(rows[index]), self.net.proxies, target, valid, scale=self.config.scale)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        with torch.no_grad():
+            self.net.proxies.copy_(F.normalize(self.net.proxies, dim=1))
+        return loss.detach()
+
+    def _on_grid(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor:
+        """Return the label at the features' grid, int64 [B, h, w], by the nearest pixel."""
+        grid = features[min(1, len(features) - 1)].shape[-2:]
+        return F.interpolate(label[:, None].float(), size=grid, mode="nearest")[:, 0].long()
+
+    def _sample(self, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw up to `per_class` pixels a class without a host sync: the largest of random keys.
+
+        Args:
+            label: int64 [N].
+
+        Returns:
+            index int64 [C, K] into N, and valid bool [C, K].
+        """
+        keys = torch.rand(label.shape, generator=self.rng, device=label.device)
+        own = torch.where(label == self._class_ids[:, None], keys, keys.new_tensor(-1.0))
+        top = own.topk(min(self.config.per_class, label.numel()), dim=1)
+        return top.indices, top.values >= 0

@@ -1,0 +1,93 @@
+"""Drive a method: over a set of frames (offline), or over a stream, each frame predicted before it is learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from edge_sfda.adapt import baselines
+from edge_sfda.adapt.adapter import Adapter
+from edge_sfda.adapt.method import Method, StepReport
+from edge_sfda.config import AdaptConfig
+from edge_sfda.errors import DataError, DivergenceError
+from edge_sfda.manifest import Manifest
+from edge_sfda.nets.contract import SegmentationNet
+
+_METHODS: dict[str, type[Method]] = {
+    "stvm": Adapter,
+    "none": baselines.Source,
+    "bn": baselines.Statistics,
+    "tent": baselines.Tent,
+    "cotta": baselines.Cotta,
+    "mean-teacher": baselines.MeanTeacher,
+    "threshold": baselines.ThresholdTeacher,
+}
+
+
+def make(net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> Method:
+    """Return the method that `config.method` names, over `net`, which it takes over and changes."""
+    torch.manual_seed(config.seed)
+    return _METHODS[config.method](net, manifest, config)
+
+
+def offline(
+    method: Method,
+    frames: Sequence[Tensor],
+    *,
+    on_step: Callable[[int, StepReport], None] | None = None,
+) -> None:
+    """Run one bounded burst: begin, `burst.steps` steps on shuffled frames, finish.
+
+    Args:
+        method: fresh.
+        frames: uint8 RGB [3, H, W] each, of the network's input size; read when needed.
+        on_step: called after each step with its number from 1 and its report.
+
+    Raises:
+        DataError: no frames.
+        DivergenceError: weights are not finite at the end.
+    """
+    if len(frames) == 0:
+        raise DataError("got no frames to adapt to; check the source")
+    config = method.config
+    method.begin(frames)
+    draws = _draws(len(frames), config.burst.batch, config.seed)
+    steps = 0 if config.method in ("none", "bn") else config.burst.steps
+    for step in range(1, steps + 1):
+        batch = torch.stack([frames[i] for i in next(draws)]).to(method.device)
+        report = method.step(batch)
+        if on_step is not None:
+            on_step(step, report)
+    method.finish()
+
+
+def learn_online(method: Method, frame: Tensor) -> StepReport:
+    """Learn from one frame of a stream, uint8 RGB [3, H, W], after it was predicted."""
+    batch = frame[None].to(method.device)
+    method.observe(batch)
+    return method.step(batch)
+
+
+def check_report(step: int, report: StepReport) -> dict[str, float]:
+    """Return a report's numbers on the host.
+
+    Raises:
+        DivergenceError: a method that trains has a loss that is infinite.
+    """
+    row = {"loss": float(report.loss)} | {name: float(value) for name, value in report.scalars.items()}
+    if row["loss"] in (float("inf"), float("-inf")):
+        raise DivergenceError(f"the loss of step {step} is {row['loss']}; lower burst.rate")
+    return row
+
+
+def _draws(count: int, batch: int, seed: int) -> Iterator[list[int]]:
+    """Yield batches of frame numbers: permutation after permutation, so that every frame is used equally often."""
+    rng = torch.Generator().manual_seed(seed)
+    pool: list[int] = []
+    while True:
+        while len(pool) < batch:
+            pool += torch.randperm(count, generator=rng).tolist()
+        yield pool[:batch]
+        pool = pool[batch:]

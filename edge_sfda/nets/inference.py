@@ -1,0 +1,76 @@
+"""From a frame to a mask with a torch network, as adaptation and evaluation need it."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_sfda.data.frames import check_frame, to_input
+from edge_sfda.errors import FrameError
+from edge_sfda.manifest import Manifest, Preprocessing
+from edge_sfda.nets.contract import SegmentationNet
+
+Image = npt.NDArray[np.uint8]
+
+
+class Normaliser:
+    """Maps frames to a network's input; its constants are put on the device once."""
+
+    def __init__(self, pre: Preprocessing, device: torch.device) -> None:
+        self.mean = torch.tensor(pre.mean, device=device).mul_(255).view(1, 3, 1, 1)
+        self.scale = torch.tensor(pre.std, device=device).mul_(255).reciprocal_().view(1, 3, 1, 1)
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Map uint8 (or float 0..255) RGB [B, 3, H, W] to normalised float32, channels last in memory."""
+        return ((frames - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)
+
+
+class Predictor:
+    """Calls a network on frames as they come.
+
+    Args:
+        net: any network of the contract, on its device; it is run in eval mode.
+        manifest: of that network.
+    """
+
+    def __init__(self, net: SegmentationNet, manifest: Manifest) -> None:
+        self.net = net
+        self.manifest = manifest
+        self.device = next(net.parameters()).device
+        self.normaliser = Normaliser(manifest.preprocessing, self.device)
+
+    def __call__(self, image: Image) -> tuple[Image, npt.NDArray[np.float32]]:
+        """Segment one frame.
+
+        Args:
+            image: HWC uint8, BGR, 0..255, any size of at least the network's `min_side`.
+
+        Returns:
+            mask HW uint8 of class ids and confidence HW float32 in 0..1, both at the frame's own size.
+
+        Raises:
+            FrameError: wrong type, shape or size.
+        """
+        check_frame(image, min_side=self.net.min_side)
+        x = torch.from_numpy(to_input(image, self.manifest.preprocessing))[None].to(self.device)
+        was_training = self.net.training
+        self.net.eval()
+        with torch.inference_mode():
+            logits = self.net(self.normaliser(x)).logits
+            logits = F.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
+            # softmax only for the winner: exp(max - logsumexp) writes C times less than softmax does
+            best, mask = logits.max(1)
+            confidence = (best - torch.logsumexp(logits, 1)).exp()
+        self.net.train(was_training)
+        return mask[0].to(torch.uint8).cpu().numpy(), confidence[0].cpu().numpy()
+
+
+def check_input(frames: Tensor, net: SegmentationNet) -> None:
+    """Raise FrameError unless `frames` is uint8 [B, 3, H, W] with B >= 1 and sides of at least `net.min_side`."""
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or min(frames.shape[0], 1) < 1:
+        raise FrameError(f"got {frames.dtype} {tuple(frames.shape)}, expected uint8 RGB [B, 3, H, W]")
+    if min(frames.shape[-2:]) < net.min_side:
+        raise FrameError(f"got frames of {tuple(frames.shape[-2:])}, smaller than the network's {net.min_side} pixels")

@@ -1,0 +1,1 @@
+"""Supervised training of a source network: the one place where labels train."""

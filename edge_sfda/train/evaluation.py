@@ -1,0 +1,52 @@
+"""Hold predictions against labels: used to choose the best epoch, by `evaluate`, and to measure an adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sfda.data.datasets import LabelledSet
+from edge_sfda.errors import LabelError
+from edge_sfda.metrics import Calibration, ConfusionMatrix
+
+PredictFn = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Confusion matrix and calibration of one network on one labelled set, void left out."""
+
+    confusion: ConfusionMatrix
+    calibration: Calibration
+
+
+def evaluate(
+    predict: PredictFn, labelled: LabelledSet, *, on_frame: Callable[[int, int], None] | None = None
+) -> Evaluation:
+    """Predict every frame at its own size and count.
+
+    Args:
+        predict: frame HWC uint8 BGR -> mask HW uint8 and confidence HW float32 (`nets.inference.Predictor`).
+        labelled: the frames and labels.
+        on_frame: called with (done, total).
+
+    Raises:
+        LabelError: the set is empty.
+    """
+    if len(labelled) == 0:
+        raise LabelError("got no labelled frames to evaluate on; check the path and --classes")
+    classes = labelled.classes
+    confusion = ConfusionMatrix(len(classes), classes.ignore_id)
+    calibration = Calibration()
+    for index in range(len(labelled)):
+        image, label = labelled[index]
+        mask, confidence = predict(image)
+        confusion.update(mask, label)
+        counted = label != classes.ignore_id
+        calibration.update(confidence[counted], (mask == label)[counted])
+        if on_frame is not None:
+            on_frame(index + 1, len(labelled))
+    return Evaluation(confusion, calibration)
