@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sfda.data.frames import read_image, read_label
+from edge_sfda.data.scene import SCENE_CLASSES
 from edge_sfda.errors import ConfigError, FrameError, LabelError, UsageError
 from edge_sfda.manifest import Classes
 
@@ -145,10 +146,6 @@ def resolve(name: str) -> ClassMap:
         UsageError: neither a built-in map nor a file.
         ConfigError: the file is no class map.
     """
-    if name == "scene":
-        from edge_sfda.data.scene import SCENE_CLASSES  # rendering code; file layouts need none of it
-
-        return IdMap(SCENE_CLASSES)
     if name in _BUILT_IN:
         return _BUILT_IN[name]
     if Path(name).is_file():
@@ -321,5 +318,6 @@ _BUILT_IN: Mapping[str, ClassMap] = {
     "camvid": IdMap(_CAMVID),
     "cityscapes": IdMap(_CITYSCAPES, _CITYSCAPES_IDS),
     "cityscapes-train-ids": IdMap(_CITYSCAPES),
+    "scene": IdMap(SCENE_CLASSES),
 }
-BUILT_IN = (*_BUILT_IN, "scene")  # the names that `resolve` knows
+BUILT_IN = tuple(_BUILT_IN)  # the names that `resolve` knows

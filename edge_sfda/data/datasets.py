@@ -19,6 +19,8 @@ import numpy.typing as npt
 from edge_sfda.data import class_maps, layouts
 from edge_sfda.data.class_maps import ClassMap, IdMap, Label
 from edge_sfda.data.frames import read_image
+from edge_sfda.data.scene import SCENE_CLASSES
+from edge_sfda.data.scene_spec import PREFIX, SceneSpec
 from edge_sfda.errors import LabelError, UsageError
 from edge_sfda.manifest import Classes
 
@@ -82,6 +84,43 @@ class FileSet:
 
     def label(self, index: int) -> Label:
         return self.class_map.read(self.pairs[index].label)
+
+
+class SceneSet:
+    """Frames of the built-in scene with their exact labels; drawn when asked for, the same every time.
+
+    Frame `i` has the image and name of frame `i` of a `SceneSource` of the same spec.
+
+    Args:
+        spec: such as `scene:dusk?frames=200&seed=3&size=192x256`, or a `SceneSpec`.
+
+    Raises:
+        UsageError: the text asks for no known domain, option or value.
+    """
+
+    def __init__(self, spec: str | SceneSpec) -> None:
+        self.spec = SceneSpec.parse(spec) if isinstance(spec, str) else spec
+        self._scene = self.spec.open()
+
+    @property
+    def classes(self) -> Classes:
+        return SCENE_CLASSES
+
+    @property
+    def names(self) -> list[str]:
+        stem = "-".join(self.spec.domains)
+        return [f"{stem}-{self.spec.start + i:06d}" for i in range(self.spec.frames)]
+
+    def __len__(self) -> int:
+        return self.spec.frames
+
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
+        if not 0 <= index < self.spec.frames:
+            raise IndexError(f"frame {index} of a scene of {self.spec.frames}")
+        return self._scene.render(*self.spec.moment(index))
+
+    def label(self, index: int) -> Label:
+        return self[index][1]
 
 
 class Joined:
@@ -166,18 +205,16 @@ class LabelFolder:
 
     Raises:
         UsageError: no such folder, or no class map.
-        LabelError: the folder holds no label files, or two of one stem.
+        LabelError: the folder holds no label files, or two for one frame.
     """
 
     def __init__(self, path: str | Path, classes: str | None = None, *, default: Classes | None = None) -> None:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UsageError(f"no folder of labels at {path}")
-        self._files = layouts.by_stem(self.path, layouts.LABEL_SUFFIXES)
-        if not self._files:
-            raise LabelError(f"{path} holds no label files ({layouts.words(layouts.LABEL_SUFFIXES)})")
+        self._files, own_map = layouts.label_files(self.path)
         above = self.path.resolve().parents[:2]  # ROOT/SEQUENCE/labels
-        fallback = None if default is None else IdMap(default)
+        fallback = class_maps.resolve(own_map) if own_map else _places(default)
         self.class_map = _class_map(classes, [self.path, *above], fallback, list(self._files.values()))
 
     @property
@@ -186,14 +223,14 @@ class LabelFolder:
 
     @property
     def names(self) -> list[str]:
-        """The stems that have a label, sorted."""
+        """The frames that have a label, sorted: stems, without the endings of Cityscapes."""
         return list(self._files)
 
     def __len__(self) -> int:
         return len(self._files)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and _stem(name) in self._files
+        return isinstance(name, str) and layouts.frame_key(name) in self._files
 
     def __getitem__(self, name: str) -> Label:
         """Return the label of the frame `name` (a stem, a file name or a path), HW uint8 class ids or `ignore_id`.
@@ -202,8 +239,8 @@ class LabelFolder:
             LabelError: there is no such label, it cannot be read, or it holds an unknown id.
         """
         if name not in self:
-            raise LabelError(f"{self.path} holds no label for frame {name!r}; expected {_stem(name)}.png")
-        return self.class_map.read(self._files[_stem(name)])
+            raise LabelError(f"{self.path} holds no label for frame {name!r}; expected {layouts.frame_key(name)}.png")
+        return self.class_map.read(self._files[layouts.frame_key(name)])
 
 
 def open_dataset(paths: Sequence[str], *, classes: str | None = None, default: Classes | None = None) -> LabelledSet:
@@ -217,7 +254,7 @@ def open_dataset(paths: Sequence[str], *, classes: str | None = None, default: C
 
     Raises:
         UsageError: no path, no such folder, an unknown layout, or no class map.
-        FrameError: a folder of images is empty.
+        SourceError: a folder of images is empty.
         LabelError: an image has no label or the reverse, or the paths' classes differ.
     """
     if not paths:
@@ -266,8 +303,8 @@ def check_same_size(image: npt.NDArray[Any], label: npt.NDArray[Any], name: str)
 
 
 def _open(path: str, classes: str | None, default: Classes | None) -> LabelledSet:
-    if path.startswith("scene:"):
-        raise UsageError("scene not yet")
+    if path.startswith(PREFIX):
+        return SceneSet(path)
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"no folder at {path}; name a labelled folder, or scene:day")
@@ -282,8 +319,7 @@ def _open(path: str, classes: str | None, default: Classes | None) -> LabelledSe
 def _open_sequence(sequence: Path, classes: str | None, default: Classes | None) -> FileSet:
     pairs = layouts.pair_up(sequence)
     places = [sequence, sequence.resolve().parent]
-    fallback = None if default is None else IdMap(default)
-    return FileSet(pairs, _class_map(classes, places, fallback, [pair.label for pair in pairs]))
+    return FileSet(pairs, _class_map(classes, places, _places(default), [pair.label for pair in pairs]))
 
 
 def _class_map(
@@ -301,6 +337,5 @@ def _class_map(
     )
 
 
-def _stem(name: str) -> str:
-    path = Path(name)
-    return path.stem if path.suffix.lower() in layouts.IMAGE_SUFFIXES else path.name
+def _places(classes: Classes | None) -> ClassMap | None:
+    return None if classes is None else IdMap(classes)

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_sfda.data.sources import IMAGE_SUFFIXES, FolderSource
 from edge_sfda.errors import FrameError, LabelError, UsageError
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"})
-LABEL_SUFFIXES = frozenset({".png", ".bmp", ".tif", ".tiff"})  # lossless ones: JPEG invents ids
+LABEL_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")  # lossless ones: JPEG invents ids
+
 _CITY_IMAGES = "leftImg8bit"
+# endings of Cityscapes label files, and the built-in map that reads each; train ids first, as what training wants
+_CITY_LABELS = (("_gtFine_labelTrainIds", "cityscapes-train-ids"), ("_gtFine_labelIds", "cityscapes"))
 
 
 @dataclass(frozen=True)
@@ -51,18 +54,16 @@ def sequences(folder: Path) -> list[Path]:
 
 
 def pair_up(sequence: Path) -> list[Pair]:
-    """Pair `images/` with `labels/` by stem, sorted by name, which is camera order.
+    """Pair `images/` with `labels/` by stem, in the order in which `FolderSource` gives the images.
 
     Raises:
-        FrameError: there are no images.
+        SourceError: there are no images.
         LabelError: an image has no label or the reverse, or two files share a stem.
     """
-    images = by_stem(sequence / "images", IMAGE_SUFFIXES)
-    if not images:
-        raise FrameError(f"{sequence}/images holds no images ({words(IMAGE_SUFFIXES)})")
+    images = _by_stem(FolderSource(sequence / "images").files)
     if not (sequence / "labels").is_dir():
         raise LabelError(f"{sequence} has images/ but no labels/; put one PNG of class ids for each image there")
-    labels = by_stem(sequence / "labels", LABEL_SUFFIXES)
+    labels = _by_stem(_label_paths(sequence / "labels"))
     bare = [images[stem] for stem in images if stem not in labels]
     if bare:
         raise LabelError(f"{bare[0]} has no label, of {len(bare)} such images; expected labels/{bare[0].stem}.png")
@@ -95,43 +96,59 @@ def pair_up_cityscapes(folder: Path) -> tuple[list[Pair], str]:
     pairs = []
     for image, label in zip(images, labels, strict=True):
         split, city = image.parts[-3:-1]
-        pairs.append(Pair(f"{split}/{city}/{image.stem.removesuffix('_' + _CITY_IMAGES)}", image, label))
+        pairs.append(Pair(f"{split}/{city}/{frame_key(image.name)}", image, label))
     return pairs, class_map
 
 
 def _cityscapes_labels(images: Sequence[Path]) -> tuple[list[Path], str]:
     """Return the label of each image, and the built-in map of the ids they hold."""
     missing: list[Path] = []
-    for suffix, class_map in (("labelTrainIds", "cityscapes-train-ids"), ("labelIds", "cityscapes")):
-        labels = [_cityscapes_label(image, suffix) for image in images]
+    for ending, class_map in _CITY_LABELS:
+        labels = [_cityscapes_label(image, ending) for image in images]
         missing = [label for label in labels if not label.is_file()]
         if not missing:
             return labels, class_map
     raise LabelError(f"{len(missing)} of {len(images)} images have no label; the first one missing is {missing[0]}")
 
 
-def _cityscapes_label(image: Path, suffix: str) -> Path:
+def _cityscapes_label(image: Path, ending: str) -> Path:
     parts = list(image.parts)
     parts[len(parts) - 1 - parts[::-1].index(_CITY_IMAGES)] = "gtFine"
-    return Path(*parts[:-1]) / f"{image.stem.removesuffix('_' + _CITY_IMAGES)}_gtFine_{suffix}.png"
+    return Path(*parts[:-1]) / f"{frame_key(image.name)}{ending}.png"
 
 
-def by_stem(folder: Path, suffixes: frozenset[str]) -> dict[str, Path]:
-    """Return the files of those kinds by stem, sorted by name.
+def label_files(folder: Path) -> tuple[dict[str, Path], str | None]:
+    """Return the label files of a folder by `frame_key`, sorted, and the built-in map their names call for, if any.
 
     Raises:
-        LabelError: two files share a stem.
+        LabelError: there are none, or two files share a key.
     """
+    files = _by_stem(_label_paths(folder))
+    if not files:
+        raise LabelError(f"{folder} holds no label files ({', '.join(LABEL_SUFFIXES)})")
+    for ending, class_map in _CITY_LABELS:  # a city's folder holds colours and instances as well
+        found = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
+        if found:
+            return found, class_map
+    return files, None
+
+
+def frame_key(name: str) -> str:
+    """Return what a frame and its label share: the stem of the file `name`, without the ending of Cityscapes."""
+    path = Path(name)
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    return stem.removesuffix("_" + _CITY_IMAGES)
+
+
+def _label_paths(folder: Path) -> list[Path]:
+    # hidden files: ._x.png is what some archivers add
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in LABEL_SUFFIXES and not p.name.startswith("."))
+
+
+def _by_stem(paths: Sequence[Path]) -> dict[str, Path]:
     files: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in suffixes or path.name.startswith("."):  # ._x.png: what some archivers add
-            continue
+    for path in paths:
         if path.stem in files:
             raise LabelError(f"{files[path.stem]} and {path.name} have one stem, so pairing is ambiguous; remove one")
         files[path.stem] = path
     return files
-
-
-def words(suffixes: frozenset[str]) -> str:
-    """Return the suffixes as a list in words."""
-    return ", ".join(sorted(suffixes))
