@@ -16,6 +16,8 @@ from edge_sfda.errors import LabelError, UsageError
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
+_ROUNDING = 1e-5  # by which an interpolated float32 probability may leave 0..1
+
 
 class ConfusionMatrix:
     """Count how often each class was predicted as each class.
@@ -124,8 +126,9 @@ class Calibration:
         """
         score, right = _pair(confidence, correct, "confidence", "correct")
         score = score.astype(np.float64)
-        if score.size and not (score.min() >= 0 and score.max() <= 1):  # NaN fails both
+        if score.size and not (score.min() >= -_ROUNDING and score.max() <= 1 + _ROUNDING):  # NaN fails both
             raise UsageError(f"confidences {score.min()}..{score.max()} must be numbers in 0..1; pass probabilities")
+        score = score.clip(0, 1)
         where = np.minimum((score * self.bins).astype(np.int64), self.bins - 1)
         self.counts += np.bincount(where, minlength=self.bins)
         self._hits += np.bincount(where[right], minlength=self.bins)
