@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share, spelt once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edge_sfda.errors import UsageError
+
+Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+ClassMap = Annotated[
+    str | None,
+    typer.Option("--classes", help="Class map of the labels: a built-in name or a TOML file.", show_default=False),
+]
+Net = Annotated[
+    str | None,
+    typer.Option(
+        "--net", help="module:factory of a network of your own that the checkpoint may run.", show_default=False
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
+
+
+def examples(*lines: str) -> str:
+    """Return the lines as the end of a command's help; each is a command line, or a remark when it starts with #."""
+    # the help renderer joins lines and keeps paragraphs
+    shown = (f"[dim]{line}[/dim]" if line.startswith("#") else f"[cyan]{line}[/cyan]" for line in lines)
+    return "\n\n".join(["[bold]Examples[/bold]", *shown])
+
+
+def resolve_device(name: str) -> str:
+    """Return a device that torch has.
+
+    Raises:
+        UsageError: it is not one of torch's names, or not on this machine: nothing falls back in silence.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name} cannot be used here ({reason}); choose cpu or auto") from error
+    return name
