@@ -59,8 +59,10 @@ class Adapter(Method):
         self._begin_statistics(frames, blend=self.config.statistics.blend)
         if self.reliability is not None:
             batches = self._batches(frames)
-            for index in range(self.config.reliability.warm_up):
-                self._weigh(self.teacher.predict(batches[index % len(batches)]))
+            for index, batch in enumerate(batches):
+                view = self.teacher.predict(batch)  # once a batch: the teacher stands still here
+                for _ in range(index, self.config.reliability.warm_up, len(batches)):
+                    self._weigh(view)
 
     def observe(self, frames: Tensor) -> None:
         """Take in the statistics of a stream's next frames."""

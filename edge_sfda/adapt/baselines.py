@@ -156,7 +156,7 @@ class MeanTeacher(Adapter):
 
 
 class ThresholdTeacher(Adapter):
-    """The method's own loop with DACS's weight: the share of a frame's pixels above 0.968 confidence, for all pixels."""
+    """The method's own loop with DACS's weight: the share of a frame's pixels above 0.968 confidence."""
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
         share = (view.confidence > _THRESHOLD).float().mean((1, 2), keepdim=True)

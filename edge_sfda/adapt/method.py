@@ -55,7 +55,7 @@ class Method(abc.ABC):
         """The network to infer with now."""
         return self.net
 
-    def begin(self, frames: Sequence[Tensor]) -> None:
+    def begin(self, frames: Sequence[Tensor]) -> None:  # noqa: B027  nothing, unless a method has something
         """Do what comes before the first step, from a first look at the target.
 
         Args:
@@ -66,7 +66,7 @@ class Method(abc.ABC):
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W] on the network's device; nothing else is needed."""
 
-    def observe(self, frames: Tensor) -> None:
+    def observe(self, frames: Tensor) -> None:  # noqa: B027
         """Take in the statistics of a stream's next frames, uint8 RGB [B, 3, H, W], before they are learned from."""
 
     def finish(self) -> None:
