@@ -49,9 +49,13 @@ _DTYPES: Mapping[str, tuple[str, int, str | None]] = {
     "U8": ("uint8", 1, None),
     "BOOL": ("bool", 1, None),
 }
+_PICKLE = (
+    "which is not opened, since unpickling runs code; load it where it was made and write the weights with "
+    "edge_sfda.checkpoint.save(path, net.state_dict(), manifest)"
+)
 _SIGNATURES = (
-    (b"PK\x03\x04", "a zip archive, as PyTorch's .pt files are: a PyTorch pickle"),
-    (b"\x80", "a pickle, as old PyTorch .pt files are"),
+    (b"PK\x03\x04", f"a zip archive, as PyTorch's .pt files are: a PyTorch pickle, {_PICKLE}"),
+    (b"\x80", f"a pickle, as old PyTorch .pt files are, {_PICKLE}"),
     (b"version https://git-lfs", "a Git LFS pointer; fetch the file itself with `git lfs pull`"),
 )
 
@@ -176,14 +180,12 @@ def _read_header(stream: BinaryIO, path: str | Path) -> dict[str, Any]:
     """Return the header as JSON; what it claims is held against the file's size before anything is read by it."""
     size = os.fstat(stream.fileno()).st_size
     start = stream.read(32)
-    for signature, words in _SIGNATURES:
-        if start.startswith(signature):
-            raise CheckpointError(
-                f"{path} is {words}. Only safetensors is read here, since unpickling runs code; write the weights with "
-                "edge_sfda.checkpoint.save(path, net.state_dict(), manifest)"
-            )
     length = struct.unpack("<Q", start[:8])[0] if len(start) >= 8 else 0
     if not 2 <= length <= _MAX_HEADER or start[8:9] != b"{":
+        # only now: the length of a good header may begin with the bytes of a pickle
+        for signature, words in _SIGNATURES:
+            if start.startswith(signature):
+                raise CheckpointError(f"{path} is {words}")
         raise CheckpointError(f"{path} is no safetensors file ({size} bytes); expected a checkpoint of edge-sfda")
     if 8 + length > size:
         raise CheckpointError(f"{path} is truncated: {size} bytes, its header alone takes {8 + length}; copy it again")
@@ -213,8 +215,10 @@ def _manifest(header: Mapping[str, Any], path: str | Path) -> Manifest:
         raise CheckpointError(f"{path}: the manifest does not match its hash; damaged or altered, copy it again")
     try:
         return Manifest.from_json(text)
-    except (CheckpointError, RecursionError) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: the manifest is nested too deep to be one; copy it again") from error
 
 
 def _encode(tensors: Iterable[_Stored], manifest: Manifest) -> bytes:
