@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from edge_sfda import checkpoint
 from edge_sfda.config import TrainConfig
-from edge_sfda.data.datasets import LabelledSet, class_shares
+from edge_sfda.data.datasets import LabelledSet, Subset, class_shares
 from edge_sfda.data.frames import to_planes
-from edge_sfda.errors import CheckpointError, DivergenceError
+from edge_sfda.errors import CheckpointError, DivergenceError, UsageError
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser, Predictor
@@ -223,3 +223,17 @@ def _parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any
 def prepare(train: LabelledSet, config: TrainConfig) -> tuple[float, ...]:
     """Return the class weights `config.balance` gives on `train`; reads every label once."""
     return balanced_weights(class_shares(train), config.balance)
+
+
+def split(labelled: LabelledSet, share: float) -> tuple[Subset, Subset]:
+    """Split into training and validation: every n-th frame validates, n = 1 / `share`, so that all places are in both.
+
+    Raises:
+        UsageError: too few frames to have both.
+    """
+    every = max(2, round(1 / share))
+    val = [i for i in range(len(labelled)) if i % every == every - 1]
+    if not val:
+        raise UsageError(f"{len(labelled)} labelled frames are too few to keep a {share:.0%} share for validation")
+    chosen = set(val)
+    return Subset(labelled, [i for i in range(len(labelled)) if i not in chosen]), Subset(labelled, val)
