@@ -213,14 +213,16 @@ def _parse(raw: Mapping[str, Any]) -> ClassMap:
     for key in raw:
         if key not in known:
             raise ConfigError(f"unknown key {key!r}; known are {', '.join(known)}")
-    names = tuple(str(n) for n in raw.get("names", ()))
+    names = raw.get("names", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"names = {names!r} must be a list of texts")
     coding = raw.get("coding", "ids")
     if coding not in ("ids", "colours"):
         raise ConfigError(f'coding = {coding!r}; choose "ids" or "colours"')
     if coding == "colours" and ("palette" not in raw or "ids" in raw):
         raise ConfigError('coding = "colours" needs a palette, and no ids')
     palette = tuple(_colour(c) for c in raw["palette"]) if "palette" in raw else _default_palette(len(names))
-    classes = Classes(names, palette, _integer(raw.get("ignore_id", 255)))
+    classes = Classes(tuple(names), palette, _integer(raw.get("ignore_id", 255)))
     if coding == "colours":
         return ColourMap(classes, tuple(_colour(c) for c in raw.get("void", ())))
     pairs = _ids(raw.get("ids", list(range(len(names)))), classes)
