@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import cast
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from edge_sfda.data.frames import U8
+from edge_sfda.data.scene_domains import DOMAINS, Domain, Sun, blend, domain_of, weather
+from edge_sfda.data.scene_light import View, shade
+from edge_sfda.data.scene_raster import (
+    FIRST,
+    SKYLINE,
+    Camera,
+    Raster,
+    World,
+    clip_near,
+    draw,
+    fill,
+    look_up,
+    planes,
+    project,
+    select,
+)
+from edge_sfda.data.scene_shapes import F32, Label, Shapes
+from edge_sfda.data.scene_street import FAR, Street
+from edge_sfda.data.scene_textures import atlas
 from edge_sfda.errors import UsageError
 from edge_sfda.manifest import Classes
+
+__all__ = ["DOMAINS", "SCENE_CLASSES", "Domain", "Scene", "blend"]
 
 SCENE_CLASSES = Classes(
     names=("sky", "road", "pavement", "building", "tree", "pole", "sign", "car", "person", "fence"),
@@ -28,116 +50,126 @@ SCENE_CLASSES = Classes(
     ),
 )
 
-
-@dataclass(frozen=True)
-class Domain:
-    """How the street looks: light, weather, sensor."""
-
-    name: str
-    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)  # BGR
-    fog: float = 0.0
-    noise: float = 3.0
-
-
-DOMAINS: dict[str, Domain] = {
-    "day": Domain("day"),
-    "dusk": Domain("dusk", (0.55, 0.45, 0.55), 0.1, 5),
-    "night": Domain("night", (0.3, 0.22, 0.2), 0.0, 9),
-    "fog": Domain("fog", (0.95, 0.95, 0.95), 0.6, 3),
-    "rain": Domain("rain", (0.75, 0.7, 0.65), 0.3, 6),
-    "city": Domain("city"),
-    "sensor": Domain("sensor", (0.8, 1.0, 1.25), 0.1, 10),
-}
-
-
-def blend(a: Domain, b: Domain, share: float) -> Domain:
-    """Return the domain between `a` (share 0) and `b` (share 1)."""
-    gain = tuple((1 - share) * x + share * y for x, y in zip(a.gain, b.gain, strict=True))
-    mixed = [(1 - share) * x + share * y for x, y in ((a.fog, b.fog), (a.noise, b.noise))]
-    return Domain(f"{a.name}-{b.name}", (gain[0], gain[1], gain[2]), *mixed)
+_GROWTH = 25.0  # metres before the end of sight over which things rise from the ground instead of popping up
 
 
 class Scene:
-    """A street made from `seed`, drawn at `height` x `width`; the same (seed, t, domain, size) gives the same bytes."""
+    """A street made from `seed`, drawn at `height` x `width`; the same (seed, t, domain, size) gives the same bytes.
+
+    Args:
+        seed: decides layout, traffic, weather; 0..2^32-1.
+        height, width: of the picture, at least 16.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
 
     def __init__(self, seed: int = 0, height: int = 192, width: int = 256) -> None:
+        if not (0 <= seed < 2**32 and 16 <= height <= 8192 and 16 <= width <= 8192):
+            raise UsageError(f"scene of seed {seed}, {height}x{width}: expected seed 0..2^32-1, sides of 16..8192")
         self.seed, self.height, self.width = seed, height, width
+        self._streets: dict[str, Street] = {}
 
     def render(self, t: float, domain: str | Domain = "day") -> tuple[U8, U8]:
-        """Draw the street at `t` seconds.
+        """Draw the street at `t` seconds; the camera drives at about 8 m/s.
 
         Returns:
-            image HWC uint8 BGR 0..255, and its label HW uint8 of ids into `SCENE_CLASSES`.
+            image HWC uint8 BGR 0..255, and its label HW uint8 of ids into `SCENE_CLASSES`, exact to the pixel and equal
+            in all domains of one style.
 
         Raises:
-            UsageError: `domain` is not in `DOMAINS`.
+            UsageError: `domain` is not in `DOMAINS`, or `t` is negative or not finite.
         """
-        if isinstance(domain, str):
-            if domain not in DOMAINS:
-                raise UsageError(f"unknown scene domain {domain!r}; choose one of {', '.join(DOMAINS)}")
-            domain = DOMAINS[domain]
-        h, w = self.height, self.width
-        canvas = np.zeros((h, w, 4), np.uint8)
-        self._draw(canvas, t)
-        label = canvas[..., 3].copy()
-        rng = np.random.default_rng([self.seed, int(t * 1000) % 2**31])
-        image = canvas[..., :3].astype(np.float32) * np.array(domain.gain, np.float32)
-        far = np.linspace(1, 0, h // 2, dtype=np.float32)
-        depth = np.concatenate([np.ones(h - h // 2, np.float32), far])[:, None, None] * domain.fog
-        image = image * (1 - depth) + 200 * np.array(domain.gain, np.float32) * depth
-        image += rng.normal(0, domain.noise, image.shape).astype(np.float32)
-        return cast(U8, np.clip(image, 0, 255).astype(np.uint8)), label
+        if not 0 <= t < 1e7:
+            raise UsageError(f"scene time {t!r} s must lie in 0..1e7")
+        domain = domain_of(domain) if isinstance(domain, str) else domain
+        domain, sun = weather(domain, self.seed, t)
+        street = self._streets.setdefault(domain.style, Street(self.seed, domain.style))
+        shapes = street.shapes(t)
+        camera = self._camera(street, t)
+        world = _world(street, shapes, camera)
+        raster = self._raster(street, shapes, world, camera, sun if max(domain.sun) > 0 else None)
+        classes = np.concatenate([np.array((Label.SKY, Label.BUILDING)), shapes.label[raster.order]]).astype(np.uint8)
+        rng = np.random.default_rng([self.seed, *np.frombuffer(np.float64(t).tobytes(), np.uint32).tolist()])
+        image = shade(View(raster, shapes, world.lamps, camera, domain, sun, t), rng)
+        return image, cast(U8, np.take(classes, raster.ids))
 
-    def _draw(self, canvas: U8, t: float) -> None:
-        h, w = self.height, self.width
-        canvas[:] = (230, 190, 150, 0)
-        mid = h // 2
-        canvas[mid:] = (150, 155, 160, 2)
-        road = np.array([[w // 2, mid], [w // 2, mid], [w, h], [0, h]])
-        cv2.fillConvexPoly(canvas, road, (80, 80, 82, 1))
-        s = 8 * t
-        for i in range(int(s // 6) + 25, int(s // 6), -1):
-            for side in (-1, 1):
-                self._slot(canvas, i, side, i * 6 - s)
+    def _camera(self, street: Street, t: float) -> Camera:
+        s = street.driven(t)
+        d = street.size.lane + 0.2 * math.sin(0.23 * t + self.seed % 5)
+        ahead = float(street.bend(s + 5) - street.bend(s + 1)) / 4
+        climb = float(street.rise(s + 8) - street.rise(s - 2)) / 10
+        focal = 0.86 * math.sqrt(self.width * self.height * 4 / 3)
+        horizon = self.height * 0.46 + focal * (climb + 0.004 * math.sin(2.1 * t))
+        yaw = math.atan(ahead) + 0.015 * math.sin(0.31 * t)
+        return Camera(s, d, 1.42, yaw, focal, self.width / 2, horizon)
 
-    def _slot(self, canvas: U8, i: int, side: int, z: float) -> None:
-        rng = np.random.default_rng([self.seed, i, side + 1])
-        colour = rng.integers(60, 210, 3)
-        self._quad(canvas, side * 9.0, z, 6, float(rng.integers(6, 18)), colour, 3)
-        kind = int(rng.integers(0, 7))
-        green = (50, 90 + int(rng.integers(0, 60)), 50)
-        if kind == 0:
-            self._box(canvas, side * 7, z, 0.3, 2.5, (40, 60, 80), 4)
-            self._box(canvas, side * 7, z, 3.5, 6, green, 4, 2.2)
-        elif kind == 1:
-            self._box(canvas, side * 5.5, z, 0.18, 6, (90, 90, 90), 5)
-        elif kind == 2:
-            self._box(canvas, side * 5.5, z, 0.12, 2.4, (90, 90, 90), 5)
-            self._box(canvas, side * 5.5, z, 0.8, 3, (40, 40, 200), 6, 2.2)
-        elif kind in (3, 4):
-            self._box(canvas, side * 3.8, z, 1.8, 1.4, colour, 7)
-        elif kind == 5:
-            self._box(canvas, side * 6.2, z, 0.5, 1.75, colour, 8)
-        else:
-            self._quad(canvas, side * 8.0, z, 6, 1.2, (60, 90, 120), 9)
+    def _raster(self, street: Street, shapes: Shapes, world: World, camera: Camera, sun: Sun | None) -> Raster:
+        order = select(shapes, world, camera, self.height, self.width)
+        canvas = np.zeros((self.height, self.width), np.uint16)
+        _skyline(canvas, self.seed, camera)
+        draw(shapes, world, camera, order, canvas)
+        ids = canvas.astype(np.intp)
+        inverse_depth, texture = look_up(ids, planes(shapes, world, camera, order, atlas()), atlas())
+        shadow = np.zeros((self.height, self.width), np.uint8)
+        if sun is not None:
+            _shadows(shadow, street, shapes, camera, sun)
+        foot = world.foot[order]
+        foot[:, 2] = np.maximum(foot[:, 2], 2)
+        return Raster(ids, order, inverse_depth, texture, shadow, project(foot, camera), foot[:, 2])
 
-    def _uv(self, x: float, y: float, z: float) -> tuple[int, int]:
-        f = 0.85 * self.width
-        z = max(z, 0.8)
-        return int(self.width / 2 + f * x / z), int(self.height / 2 - f * (y - 1.5) / z)
 
-    def _quad(self, canvas: U8, x: float, z: float, length: float, top: float, colour: object, label: int) -> None:
-        if z + length < 1:
-            return
-        points = [(x, 0, z), (x, top, z), (x, top, z + length), (x, 0, z + length)]
-        value = (*(int(c) for c in cast("list[int]", colour)), label)
-        cv2.fillConvexPoly(canvas, np.array([self._uv(*p) for p in points]), value)
+def _to_camera(street: Street, points: F32, camera: Camera, *, grow: bool = True) -> F32:
+    """Return street points [..., 3] (s, d, y) in the camera's axes: right, up, ahead."""
+    s = points[..., 0].astype(np.float64)
+    z = s - camera.s
+    x = street.bend(s) + points[..., 1] - (float(street.bend(camera.s)) + camera.d)
+    tall = points[..., 2] * np.clip((FAR - z) / _GROWTH, 0, 1) if grow else points[..., 2]
+    y = street.rise(s) + tall - (float(street.rise(camera.s)) + camera.y)
+    cos, sin = math.cos(camera.yaw), math.sin(camera.yaw)
+    return np.stack([x * cos - z * sin, y, x * sin + z * cos], axis=-1).astype(np.float32)
 
-    def _box(
-        self, canvas: U8, x: float, z: float, width: float, top: float, colour: object, label: int, low: float = 0
-    ) -> None:
-        if z < 1:
-            return
-        points = [(x - width / 2, low, z), (x - width / 2, top, z), (x + width / 2, top, z), (x + width / 2, low, z)]
-        value = (*(int(c) for c in cast("list[int]", colour)), label)
-        cv2.fillConvexPoly(canvas, np.array([self._uv(*p) for p in points]), value)
+
+def _world(street: Street, shapes: Shapes, camera: Camera) -> World:
+    start = np.concatenate([[0], np.cumsum(shapes.counts)[:-1]]).astype(np.int32)
+    foot = np.concatenate([shapes.anchor, np.zeros((len(shapes.anchor), 1), np.float32)], axis=1)
+    return World(
+        points=_to_camera(street, shapes.points, camera),
+        frame=_to_camera(street, shapes.frame, camera),
+        start=start,
+        foot=_to_camera(street, foot, camera),
+        lamps=_to_camera(street, shapes.lamps, camera),
+    )
+
+
+def _skyline(canvas: NDArray[np.uint16], seed: int, camera: Camera) -> None:
+    """Fill the far town's outline, which turns with the camera but never comes nearer."""
+    width = canvas.shape[1]
+    u = np.arange(0, width + 4, 4, dtype=np.float32)
+    angle = np.arctan((u - camera.centre) / camera.focal) + camera.yaw
+    heights = np.random.default_rng([seed, 300]).uniform(0.012, 0.05, 512)
+    rise = heights[np.floor(angle * 60).astype(np.intp) % 512]
+    top = np.stack([u, camera.horizon - camera.focal * rise], axis=-1)
+    low = camera.horizon + 0.02 * camera.focal
+    corners = np.concatenate([top, [(width + 4, low), (0, low)]]).astype(np.float32)
+    fill(canvas, corners, SKYLINE, convex=False)
+
+
+def _shadows(shadow: U8, street: Street, shapes: Shapes, camera: Camera, sun: Sun) -> None:
+    """Fill the shadows that `casts` shapes throw on the ground."""
+    near = shapes.casts & (np.abs(shapes.anchor[:, 0] - camera.s - 30) < 50)
+    start = np.concatenate([[0], np.cumsum(shapes.counts)[:-1]])
+    slope = np.array((-sun.s, -sun.d)) / max(sun.y, 0.12)
+    points = shapes.points.copy()
+    points[:, :2] += points[:, 2:] * slope.astype(np.float32)
+    points[:, 2] = 0
+    flat = _to_camera(street, points, camera)
+    z_near = np.minimum.reduceat(flat[:, 2], start.astype(np.int32))
+    z_far = np.maximum.reduceat(flat[:, 2], start.astype(np.int32))
+    for i in np.flatnonzero(near & (z_far > 1)).tolist():
+        corners = flat[start[i] : start[i] + shapes.counts[i]]
+        if z_near[i] < 0.7:
+            corners = clip_near(corners)
+        if len(corners) >= 3:
+            fill(shadow, project(corners, camera), 255, convex=len(corners) <= 4)
+    cv2.GaussianBlur(shadow, (3, 3), 0, dst=shadow)
