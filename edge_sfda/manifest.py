@@ -6,6 +6,7 @@ Pure data, no torch: checkpoints, exported artefacts and the inference API all r
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -41,7 +42,9 @@ class Classes:
         if len(set(self.names)) != len(self.names):
             raise ConfigError(f"classes: names repeat in {list(self.names)}; give each class a name of its own")
         if len(self.palette) != len(self.names):
-            raise ConfigError(f"classes: {len(self.names)} names but {len(self.palette)} palette colours; give one each")
+            raise ConfigError(
+                f"classes: {len(self.names)} names but {len(self.palette)} palette colours; give one each"
+            )
         if any(len(c) != 3 or not all(0 <= v <= 255 for v in c) for c in self.palette):
             raise ConfigError(f"classes: palette {self.palette} must hold RGB triples of 0..255")
         if not len(self.names) <= self.ignore_id <= 255:
@@ -63,7 +66,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not (8 <= self.height <= 8192 and 8 <= self.width <= 8192):
             raise ConfigError(f"preprocessing: size {self.height}x{self.width} must lie in 8..8192 pixels a side")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        finite = all(math.isfinite(v) for v in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or min(self.std) <= 0:
             raise ConfigError(f"preprocessing: mean {self.mean} and std {self.std} must be three values, std above 0")
 
 
@@ -106,6 +110,8 @@ class Manifest:
             raise CheckpointError(f"manifest of format {self.format}, this version reads {FORMAT}; update edge-sfda")
         if self.class_weight is not None and len(self.class_weight) != len(self.classes):
             raise ConfigError(f"{len(self.class_weight)} class weights for {len(self.classes)} classes")
+        if self.class_weight is not None and not all(0 <= w < math.inf for w in self.class_weight):
+            raise ConfigError(f"class weights {self.class_weight} must be finite and not below 0")
 
     def to_json(self) -> str:
         """Return the manifest as one line of JSON with sorted keys."""
