@@ -83,7 +83,8 @@ class Adapter(Method):
         student_frames, label, student_weight = self.view(*taught)
         logits = self.net(self.normaliser(student_frames)).logits
         loss = weighted_cross_entropy(logits, label, student_weight)
-        self._update(loss, trust=(weight.mean() / self.usual_weight).clamp(max=1))
+        # the floor: a batch that weighs nothing, as usual, must stand still; 0 / 0 would make every weight NaN
+        self._update(loss, trust=(weight.mean() / self.usual_weight.clamp(min=1e-12)).clamp(max=1))
         scalars |= {"weight": weight.mean(), "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
         return StepReport(loss.detach(), scalars)
