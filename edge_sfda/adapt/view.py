@@ -42,8 +42,10 @@ class StrongView:
         return self._photometry(cut_frames.float()), cut_label, cut_weight
 
     def _geometry(self, frame: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        stride = -(-frame.shape[-1] // label.shape[-1])
-        (top, h), (left, w) = (self._span(side, stride) for side in label.shape)
+        sides = tuple(zip(frame.shape[-2:], label.shape, strict=True))
+        stride = max(-(-pixels // cells) for pixels, cells in sides)
+        # whole cells only: a last one that the frame cuts would give views of unequal size, and shift a mirrored label
+        (top, h), (left, w) = (self._span(min(cells, pixels // stride), stride) for pixels, cells in sides)
         frame = frame[:, top * stride : (top + h) * stride, left * stride : (left + w) * stride]
         label, weight = label[top : top + h, left : left + w], weight[top : top + h, left : left + w]
         if self.rng.random() < 0.5:
