@@ -88,14 +88,14 @@ class Method(abc.ABC):
         picked = [frames[int(i * len(frames) / count)] for i in range(count)]
         size = min(_STATISTICS_BATCH, count)
         batches = [picked[i : i + size] for i in range(0, count - size + 1, size)]
-        return [self.normaliser(torch.stack(batch).to(self.device)) for batch in batches]
+        return [self._input(stack(batch).to(self.device)) for batch in batches]
 
     def _observe_statistics(self, frames: Tensor, *, blend: float) -> None:
         """Move the statistics towards a stream's next frames; the source's count as the first few frames."""
         floor, source_frames = 0.01, 4
         momentum = max(1 / (self._observed + source_frames), floor) * blend
         if momentum > 0:
-            observe(self.net, self.normaliser(frames), momentum=momentum)
+            observe(self.net, self._input(frames), momentum=momentum)
         self._observed += 1
 
     def _input(self, frames: Tensor) -> Tensor:
@@ -107,6 +107,18 @@ class Method(abc.ABC):
                 "bring them there with data.frames.to_input"
             )
         return self.normaliser(frames)
+
+
+def stack(frames: Sequence[Tensor]) -> Tensor:
+    """Return frames, uint8 RGB [3, H, W] each, as one batch.
+
+    Raises:
+        FrameError: their shapes differ.
+    """
+    shapes = sorted({tuple(frame.shape) for frame in frames})
+    if len(shapes) > 1:
+        raise FrameError(f"got frames of {shapes} in one batch; bring all to one size with data.frames.to_input")
+    return torch.stack(list(frames))
 
 
 def check_finite(net: SegmentationNet) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edge_sfda.adapt import baselines
 from edge_sfda.adapt.adapter import Adapter
-from edge_sfda.adapt.method import Method, StepReport
+from edge_sfda.adapt.method import Method, StepReport, stack
 from edge_sfda.config import AdaptConfig
 from edge_sfda.errors import DataError, DivergenceError
 from edge_sfda.manifest import Manifest
@@ -47,6 +47,7 @@ def offline(
 
     Raises:
         DataError: no frames.
+        FrameError: a frame is of another dtype or size than the network's input.
         DivergenceError: weights are not finite at the end.
     """
     if len(frames) == 0:
@@ -56,7 +57,7 @@ def offline(
     draws = _draws(len(frames), config.burst.batch, config.seed)
     steps = 0 if config.method in ("none", "bn") else config.burst.steps
     for step in range(1, steps + 1):
-        batch = torch.stack([frames[i] for i in next(draws)]).to(method.device)
+        batch = stack([frames[i] for i in next(draws)]).to(method.device)
         report = method.step(batch)
         if on_step is not None:
             on_step(step, report)
