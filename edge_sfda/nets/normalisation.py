@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from edge_sfda.errors import FrameError
+
 
 def batch_norms(net: nn.Module) -> list[_BatchNorm]:
     """Return the layers whose running statistics describe a domain; empty for a network without BatchNorm."""
@@ -25,6 +27,8 @@ def _collecting(net: nn.Module, momentum: float | None) -> Iterator[list[_BatchN
         layer.momentum = momentum
     try:
         yield layers
+    except ValueError as error:  # torch's word for a batch of one value a channel
+        raise FrameError(f"no BatchNorm statistics from these frames: {error}; give larger frames, or several") from error
     finally:
         for layer, (training, old) in zip(layers, before, strict=True):
             layer.train(training)
@@ -39,6 +43,9 @@ def estimate(net: nn.Module, batches: Iterable[Tensor], *, blend: float) -> None
         net: run in eval mode but for its BatchNorm layers.
         batches: normalised float [B, 3, H, W], B of 4 or so: a single frame is too narrow a sample.
         blend: 0 leaves the statistics alone, 1 forgets the old ones.
+
+    Raises:
+        FrameError: a layer sees one value a channel, as from a single frame of the deepest stride's size.
     """
     layers = batch_norms(net)
     if blend == 0 or not layers:
@@ -56,7 +63,11 @@ def estimate(net: nn.Module, batches: Iterable[Tensor], *, blend: float) -> None
 
 @torch.no_grad()
 def observe(net: nn.Module, x: Tensor, *, momentum: float) -> None:
-    """Move the running statistics towards those of `x` by `momentum`, in place; the outputs are dropped."""
+    """Move the running statistics towards those of `x` by `momentum`, in place; the outputs are dropped.
+
+    Raises:
+        FrameError: see `estimate`.
+    """
     with _collecting(net, momentum):
         net(x)
 
