@@ -56,7 +56,7 @@ class Predictor:
         """
         check_frame(image, min_side=self.net.min_side)
         x = torch.from_numpy(to_input(image, self.manifest.preprocessing))[None].to(self.device)
-        was_training = self.net.training
+        training = [module for module in self.net.modules() if module.training]
         self.net.eval()
         with torch.inference_mode():
             logits = self.net(self.normaliser(x)).logits
@@ -64,7 +64,8 @@ class Predictor:
             # softmax only for the winner: exp(max - logsumexp) writes C times less than softmax does
             best, mask = logits.max(1)
             confidence = (best - torch.logsumexp(logits, 1)).exp()
-        self.net.train(was_training)
+        for module in training:  # each its own mode: TENT trains with its BatchNorm layers alone in train mode
+            module.training = True
         return mask[0].to(torch.uint8).cpu().numpy(), confidence[0].cpu().numpy()
 
 
