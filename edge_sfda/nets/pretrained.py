@@ -26,4 +26,7 @@ def load_imagenet(net: FpnNet) -> None:
     missing = sorted(set(wanted) - set(weights))
     if missing:
         raise NetError(f"{path.name} lacks {missing[0]} and {len(missing) - 1} more; it fits `lite0` only")
-    net.encoder.load_state_dict({name: weights[name] for name in wanted})
+    try:
+        net.encoder.load_state_dict({name: weights[name] for name in wanted})
+    except RuntimeError as error:
+        raise NetError(f"{path.name} does not fit this encoder, it fits `lite0` only: {error}") from error
