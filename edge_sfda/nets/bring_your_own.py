@@ -107,7 +107,7 @@ def make(spec: NetSpec, classes: int, *, allow: str | None) -> Hooked:
     module_name, _, attribute = name.partition(":")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # TypeError: a relative name
         raise NetError(f"cannot import {name!r}: {error}; expected module:factory on the Python path") from error
     if not callable(factory):
         raise NetError(f"{name!r} is a {type(factory).__name__}, expected a function that returns an nn.Module")
