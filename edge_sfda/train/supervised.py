@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,14 +114,19 @@ class Trainer:
         if not self.state_path.exists():
             return False
         saved = checkpoint.load(self.state_path)
-        if saved.manifest.provenance.get("training") != self._identity():
+        if _without_provenance(saved.manifest) != _without_provenance(self.manifest) or (
+            saved.manifest.provenance.get("kind"),
+            saved.manifest.provenance.get("training"),
+        ) != ("resume", self._identity()):
             raise CheckpointError(
-                f"{self.state_path} belongs to a training with other data or settings; delete it to start anew"
+                f"{self.state_path} belongs to a training of another network, data or settings; delete it to start anew"
             )
         named = dict(self.net.named_parameters())
         net_state = {k.removeprefix("net."): v for k, v in saved.state.items() if k.startswith("net.")}
         self.net.load_state_dict(net_state)
         for name, parameter in named.items():
+            if f"step.{name}" not in saved.state:  # it never had a gradient: an auxiliary output's, or frozen
+                continue
             self.optimizer.state[parameter] = {
                 key: saved.state[f"{key}.{name}"].to(self.device if key != "step" else "cpu")
                 for key in ("step", "exp_avg", "exp_avg_sq")
@@ -203,6 +208,10 @@ class Trainer:
         """What a resumed training must share with the one it resumes, as JSON reads it back."""
         config = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self.config).items()}
         return {"config": config, "train_frames": len(self.train_set), "val_frames": len(self.val_set)}
+
+
+def _without_provenance(manifest: Manifest) -> str:
+    return replace(manifest, provenance={}, tensors_sha256="").to_json()
 
 
 def _parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
