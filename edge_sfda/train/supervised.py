@@ -19,7 +19,7 @@ from edge_sfda import checkpoint
 from edge_sfda.config import TrainConfig
 from edge_sfda.data.datasets import LabelledSet, Subset, class_shares
 from edge_sfda.data.frames import to_planes
-from edge_sfda.errors import CheckpointError, DivergenceError, UsageError
+from edge_sfda.errors import CheckpointError, DivergenceError, LabelError, UsageError
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser, Predictor
@@ -90,12 +90,15 @@ class Trainer:
 
         Raises:
             DivergenceError: the loss is not finite.
+            LabelError: there is no labelled pixel to validate on.
             WriteError: a checkpoint cannot be written.
         """
         best = max((epoch.val_miou for epoch in self.history), default=-1.0)
         for index in range(len(self.history), self.config.epochs):
             loss, rate = self._train_epoch(index, on_step)
             miou = evaluate(Predictor(self.net, self.manifest), self.val_set).confusion.miou()
+            if math.isnan(miou):
+                raise LabelError(f"all labels of the {len(self.val_set)} validation frames are void; check the class map")
             self.history.append(Epoch(index + 1, loss, miou, rate))
             if miou > best:
                 best = miou
