@@ -28,7 +28,7 @@ def _collecting(net: nn.Module, momentum: float | None) -> Iterator[list[_BatchN
     try:
         yield layers
     except ValueError as error:  # torch's word for a batch of one value a channel
-        raise FrameError(f"no BatchNorm statistics from these frames: {error}; give larger frames, or several") from error
+        raise FrameError(f"no statistics from these frames: {error}; give larger frames, or several") from error
     finally:
         for layer, (training, old) in zip(layers, before, strict=True):
             layer.train(training)

@@ -98,7 +98,7 @@ class Trainer:
             loss, rate = self._train_epoch(index, on_step)
             miou = evaluate(Predictor(self.net, self.manifest), self.val_set).confusion.miou()
             if math.isnan(miou):
-                raise LabelError(f"all labels of the {len(self.val_set)} validation frames are void; check the class map")
+                raise LabelError(f"all labels of {len(self.val_set)} validation frames are void; check the class map")
             self.history.append(Epoch(index + 1, loss, miou, rate))
             if miou > best:
                 best = miou
