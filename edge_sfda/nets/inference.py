@@ -20,8 +20,8 @@ class Normaliser:
     """Maps frames to a network's input; its constants are put on the device once."""
 
     def __init__(self, pre: Preprocessing, device: torch.device) -> None:
-        self.mean = torch.tensor(pre.mean, device=device).mul_(255).view(1, 3, 1, 1)
-        self.scale = torch.tensor(pre.std, device=device).mul_(255).reciprocal_().view(1, 3, 1, 1)
+        self.mean = torch.tensor(pre.mean, dtype=torch.float32, device=device).mul_(255).view(1, 3, 1, 1)
+        self.scale = torch.tensor(pre.std, dtype=torch.float32, device=device).mul_(255).reciprocal_().view(1, 3, 1, 1)
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Map uint8 (or float 0..255) RGB [B, 3, H, W] to normalised float32, channels last in memory."""
