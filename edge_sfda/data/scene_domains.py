@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -22,9 +23,9 @@ class Domain:
     name: str
     style: str = "home"  # the town: `home` or `city`
     # light
-    sun: RGB = (0.95, 0.88, 0.76)  # direct light
+    sun: RGB = (1.15, 1.06, 0.90)  # direct light
     sun_height: float = 38.0  # degrees above the horizon, at its mean
-    ambient: RGB = (0.40, 0.45, 0.52)  # light from all sides
+    ambient: RGB = (0.40, 0.44, 0.50)  # light from all sides
     sky_low: RGB = (0.62, 0.72, 0.82)  # at the horizon
     sky_high: RGB = (0.16, 0.32, 0.62)  # overhead
     cloud: float = 0.45  # share of the sky, 0..1
@@ -56,7 +57,8 @@ _ALL = (
     Domain(
         name="night", sun=(0, 0, 0), ambient=(0.0075, 0.0085, 0.013), sky_low=(0.022, 0.017, 0.016),
         sky_high=(0.003, 0.0035, 0.007), cloud=0.3, cloud_rgb=(0.015, 0.012, 0.012), lamps=1.0, haze=0.004,
-        haze_rgb=(0.012, 0.010, 0.011), exposure=2.6, saturation=0.85, vignette=0.2, noise=0.05, blur=0.6, variation=0.3,
+        haze_rgb=(0.012, 0.010, 0.011), exposure=2.6, saturation=0.85, vignette=0.2, noise=0.05, blur=0.6,
+        variation=0.3,
     ),
     Domain(
         name="fog", sun=(0, 0, 0), ambient=(0.62, 0.65, 0.67), sky_low=(0.60, 0.63, 0.65), sky_high=(0.56, 0.60, 0.63),
@@ -106,6 +108,9 @@ def blend(a: Domain, b: Domain, share: float) -> Domain:
     return Domain(**{**mixed, "name": f"{a.name}-{b.name}"})  # type: ignore[arg-type]
 
 
+_PERIODS = (17, 29, 11, 60, 45, 37)  # seconds over which clouds, tint, exposure, azimuth, height, haze drift
+
+
 @dataclass(frozen=True)
 class Sun:
     """Where the sun stands: unit vector to it in street coordinates (s, d, y)."""
@@ -115,10 +120,15 @@ class Sun:
     y: float
 
 
+@lru_cache(maxsize=1024)
+def _knot(seed: int, stream: int, i: int) -> float:
+    return float(np.random.default_rng([seed, stream, i]).uniform(-1, 1))
+
+
 def _drift(seed: int, stream: int, x: float) -> float:
     """Return smooth noise of -1..1 that belongs to `seed` and changes over about one unit of `x`."""
     knot = math.floor(x)
-    a, b = (float(np.random.default_rng([seed, stream, k + (1 << 31)]).uniform(-1, 1)) for k in (knot, knot + 1))
+    a, b = _knot(seed, stream, knot), _knot(seed, stream, knot + 1)
     ease = (1 - math.cos(math.pi * (x - knot))) / 2
     return a + (b - a) * ease
 
@@ -129,7 +139,7 @@ def weather(domain: Domain, seed: int, t: float) -> tuple[Domain, Sun]:
     Clouds come and go within half a minute, sun, tint and exposure drift; `domain.variation` scales that.
     """
     v = domain.variation
-    cloud, tint, level, turn, climb, air = (_drift(seed, 200 + i, t / p) for i, p in enumerate((17, 29, 11, 60, 45, 37)))
+    cloud, tint, level, turn, climb, air = (_drift(seed, 200 + i, t / p) for i, p in enumerate(_PERIODS))
     covered = min(max(domain.cloud + 0.5 * v * cloud, 0.0), 1.0)
     clear = 1 - v * min(max((covered - 0.35) / 0.5, 0.0), 1.0) ** 1.5  # share of the sun that comes through
     warm = (1 + 0.10 * v * tint, 1.0, 1 - 0.12 * v * tint)

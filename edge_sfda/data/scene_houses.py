@@ -93,23 +93,22 @@ class _House:
 
 
 def add_side(
-    b: Builder, rng: np.random.Generator, style: Style, side: int, s0: float, first: int, front: float
+    b: Builder, rng: np.random.Generator, style: Style, side: int, first: int, front: float
 ) -> list[Shapes]:
-    """Line one side of the chunk at `s0` from column `first` on.
+    """Line one side of a chunk, which starts at s = 0, from column `first` on.
 
     Args:
         b: gets houses, fences and blocks.
         rng: decides everything.
         style: of the town.
         side: -1 left, +1 right.
-        s0: start of the chunk.
         first: column at which building starts; the columns before it are a crossing street.
         front: distance of the house fronts from the middle line.
 
     Returns:
         The trees of the yards.
     """
-    _blocks_behind(b, rng, style, side, s0)
+    _blocks_behind(b, rng, style, side)
     parts: list[Shapes] = []
     column, open_before = first, first > 0
     while column < CHUNK_COLUMNS:
@@ -118,11 +117,11 @@ def add_side(
         set_back = front + (rng.uniform(7, 10) if yard else rng.choice((0.0, 0.0, 0.6, 1.4)))
         house = _House(rng, style, side, side * float(set_back))
         if not yard or rng.random() < 0.5:
-            house.add_gable(b, s0 + column * COLUMN, deep=open_before)
+            house.add_gable(b, column * COLUMN, deep=open_before)
             for i in range(count):
-                house.add_column(b, s0 + (column + i) * COLUMN, i)
+                house.add_column(b, (column + i) * COLUMN, i)
         if yard:
-            parts += _yard(b, rng, side, s0 + column * COLUMN, count, front)
+            parts += _yard(b, rng, side, column * COLUMN, count, front)
         column, open_before = column + count, False
     return parts
 
@@ -138,17 +137,18 @@ def _yard(b: Builder, rng: np.random.Generator, side: int, s: float, count: int,
                casts=True)  # fmt: skip
     b.anchor = (s, d + side * 0.1)
     b.wall((s, d), (s, d + side * 7), 0, high, (shade * 0.9,) * 3, Label.FENCE, tile=TILES.fence[kind])
-    return [
-        tree(int(rng.integers(0, TREES))).at(s + rng.uniform(0.5, 3.5) + COLUMN * i, side * (front + rng.uniform(2.5, 5)))
-        for i in range(count)
-        if rng.random() < 0.7
-    ]
+    trees = []
+    for i in range(count):
+        where, deep = s + rng.uniform(0.5, 3.5) + COLUMN * i, front + rng.uniform(2.5, 5)
+        if rng.random() < 0.7:
+            trees.append(tree(int(rng.integers(0, TREES))).at(where, side * deep))
+    return trees
 
 
-def _blocks_behind(b: Builder, rng: np.random.Generator, style: Style, side: int, s0: float) -> None:
+def _blocks_behind(b: Builder, rng: np.random.Generator, style: Style, side: int) -> None:
     """Add two far blocks: what one sees down a crossing street and over a yard."""
     for _ in range(2):
-        s, d = s0 + rng.uniform(0, 38), side * rng.uniform(34, 52)
+        s, d = rng.uniform(0, 38), side * rng.uniform(34, 52)
         half, high = rng.uniform(7, 12), rng.uniform(1.0, 1.35) * FLOOR * style.floors[1] * 0.8
         shade = rng.uniform(150, 215)
         b.anchor = (s, d)

@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from edge_sfda.data.scene_shapes import UP, Builder, Colour, Glow, Label, Point, Shapes, Surface
+from edge_sfda.data.scene_shapes import Builder, Colour, Glow, Label, Point, Shapes, Surface
 from edge_sfda.data.scene_textures import TILES
 
-# --- cars --------------------------------------------------------------------------------------------------------------
+# --- cars -------------------------------------------------------------------------------------------------------------
 
 _GLASS: Colour = (52, 62, 72)
 _TYRE: Colour = (26, 26, 28)
@@ -33,7 +33,8 @@ class _Body:
 
 _BODIES = {
     "sedan": _Body(
-        ((0, 0.34), (0, 0.86), (0.1, 1.0), (0.8, 1.04), (1.35, 1.42), (2.6, 1.45), (3.3, 1.02), (4.2, 0.86), (4.35, 0.34)),
+        ((0, 0.34), (0, 0.86), (0.1, 1.0), (0.8, 1.04), (1.35, 1.42), (2.6, 1.45), (3.3, 1.02), (4.2, 0.86),
+         (4.35, 0.34)),
         ((0.95, 1.04), (1.42, 1.37), (2.56, 1.39), (3.1, 1.03)), (3, 5), (0.85, 3.45), 1.76,
     ),
     "hatch": _Body(
@@ -45,11 +46,13 @@ _BODIES = {
         ((0.35, 1.16), (0.55, 1.62), (2.62, 1.66), (3.2, 1.18)), (2, 4), (0.85, 3.6), 1.86,
     ),
     "van": _Body(
-        ((0, 0.36), (0, 1.25), (0.03, 1.3), (0.1, 1.95), (0.25, 2.1), (3.9, 2.1), (4.7, 1.25), (5.1, 1.05), (5.2, 0.36)),
+        ((0, 0.36), (0, 1.25), (0.03, 1.3), (0.1, 1.95), (0.25, 2.1), (3.9, 2.1), (4.7, 1.25), (5.1, 1.05),
+         (5.2, 0.36)),
         ((3.3, 1.25), (3.3, 1.85), (3.95, 1.85), (4.5, 1.26)), (2, 5), (0.95, 4.2), 1.95,
     ),
     "bus": _Body(
-        ((0, 0.36), (0, 1.2), (0.02, 1.25), (0.06, 2.5), (0.15, 3.0), (10.6, 3.0), (10.9, 2.7), (10.95, 1.1), (11, 0.36)),
+        ((0, 0.36), (0, 1.2), (0.02, 1.25), (0.06, 2.5), (0.15, 3.0), (10.6, 3.0), (10.9, 2.7), (10.95, 1.1),
+         (11, 0.36)),
         ((0.5, 1.3), (0.5, 2.45), (10.4, 2.45), (10.4, 1.3)), (2, 6), (2.6, 8.6), 2.5,
     ),
 }  # fmt: skip
@@ -61,13 +64,16 @@ PAINTS: tuple[Colour, ...] = (
 )  # fmt: skip
 
 
-@lru_cache(maxsize=256)
-def car(kind: str, paint: int, side: int, oncoming: bool) -> Shapes:
-    """Return a car whose near end is at s = 0, centred on d = 0."""
+@lru_cache(maxsize=512)
+def car(kind: str, paint: int, side: int, oncoming: bool, lit: bool) -> Shapes:
+    """Return a car whose near end is at s = 0, centred on d = 0; parked ones are not `lit`."""
     body = _BODIES[kind]
     length = body.outline[-1][0]
     rgb = PAINTS[paint]
-    flip = (lambda s: length - s) if oncoming else (lambda s: s)
+
+    def flip(s: float) -> float:
+        return length - s if oncoming else s
+
     half = body.width / 2
     flank = -side * half
     b = Builder()
@@ -82,7 +88,7 @@ def car(kind: str, paint: int, side: int, oncoming: bool) -> Shapes:
             b.wall((flip(s), inner), (flip(s + 0.12), inner), 1.3, 2.45, rgb, Label.CAR, normal=(0, -side, 0))
     for s in body.wheels:
         _wheel(b, flip(s), inner, side)
-    _ends(b, body, rgb, oncoming)
+    _ends(b, body, rgb, oncoming, lit)
     return b.build()
 
 
@@ -94,7 +100,7 @@ def _wheel(b: Builder, s: float, d: float, side: int) -> None:
         b.add(ring, rgb, Label.CAR, normal=(0, -side, 0))
 
 
-def _ends(b: Builder, body: _Body, rgb: Colour, oncoming: bool) -> None:
+def _ends(b: Builder, body: _Body, rgb: Colour, oncoming: bool, lit: bool) -> None:
     """Add the faces that look at the camera, far ones first, then lights, plate and wheels of the near end."""
     length = body.outline[-1][0]
     corners = [(length - s, y) for s, y in reversed(body.outline)] if oncoming else list(body.outline)
@@ -115,7 +121,8 @@ def _ends(b: Builder, body: _Body, rgb: Colour, oncoming: bool) -> None:
     for sign in (-1, 1):
         inner, outer = sorted((sign * half * 0.62, sign * half * 0.97))
         lamp: Colour = (235, 235, 225) if oncoming else (150, 24, 24)
-        b.board(inner, outer, low, high, lamp, Label.CAR, s=-0.01, glow=Glow.HEAD if oncoming else Glow.TAIL)
+        glow = Glow.NONE if not lit else Glow.HEAD if oncoming else Glow.TAIL
+        b.board(inner, outer, low, high, lamp, Label.CAR, s=-0.01, glow=glow)
         inner, outer = sorted((sign * half * 0.68, sign * half * 0.98))
         b.board(inner, outer, 0.0, 0.36, _TYRE, Label.CAR, s=0.02)
     b.board(-half, half, 0.34, 0.46, (48, 48, 50), Label.CAR, s=-0.02)
@@ -123,7 +130,7 @@ def _ends(b: Builder, body: _Body, rgb: Colour, oncoming: bool) -> None:
     b.board(-0.26, 0.26, 0.5, 0.62, plate, Label.CAR, s=-0.02)
 
 
-# --- persons -----------------------------------------------------------------------------------------------------------
+# --- persons ----------------------------------------------------------------------------------------------------------
 
 LOOKS = 10
 PHASES = 8
@@ -150,10 +157,7 @@ def person(look: int, phase: int, across: bool) -> Shapes:
             [(0, foot - 0.07, ground), (0, hip - 0.09, 0.86), (0, hip + 0.09, 0.86), (0, foot + 0.08, ground)],
             leg, Label.PERSON,
         )  # fmt: skip
-        b.add(
-            [(0, foot - 0.08, ground), (0, foot - 0.08, ground + 0.08), (0, foot + 0.1, ground + 0.08), (0, foot + 0.1, ground)],
-            (30, 26, 24), Label.PERSON,
-        )  # fmt: skip
+        b.board(foot - 0.08, foot + 0.1, ground, ground + 0.08, (30, 26, 24), Label.PERSON)
     _upper_body(b, width, -0.8 * stride if across else 0.0, (top, skin, hair), across)
     shapes = b.build()
     return shapes.at(0, 0, scale=scale)
@@ -187,12 +191,13 @@ def _upper_body(b: Builder, width: float, arm: float, colours: tuple[Colour, Col
             dark, Label.PERSON,
         )  # fmt: skip
     for radius, y, rgb in ((0.125, 1.63, hair), (0.10, 1.60, skin)):
-        b.add([(0, radius * math.cos(a), y + radius * math.sin(a)) for a in np.arange(8) * math.pi / 4], rgb, Label.PERSON)
+        b.add([(0, d, y + up) for d, up, _ in ring(radius, 8)], rgb, Label.PERSON)
 
 
-# --- trees, lamps, signs -----------------------------------------------------------------------------------------------
+# --- trees, lamps, signs ----------------------------------------------------------------------------------------------
 
 TREES = 12
+_GREENS: tuple[Colour, ...] = ((120, 154, 70), (98, 140, 68), (150, 160, 74), (78, 116, 74))
 
 
 @lru_cache(maxsize=TREES)
@@ -202,7 +207,7 @@ def tree(kind: int) -> Shapes:
     b = Builder()
     bark: Colour = (86, 70, 54)
     form = kind % 4  # 0, 1 round; 2 poplar; 3 conifer
-    green = np.array([(88, 116, 52), (70, 104, 50), (112, 122, 56), (52, 84, 54)][kind // 3 % 4]) * rng.uniform(0.85, 1.15)
+    green = np.array(_GREENS[kind // 3 % len(_GREENS)]) * rng.uniform(0.9, 1.2)
     stem = 0.9 if form == 3 else rng.uniform(1.9, 2.6)
     b.add([(0, -0.2, 0), (0, -0.12, stem + 1), (0, 0.12, stem + 1), (0, 0.2, 0)], bark, Label.TREE, casts=True)
     if form < 2:
@@ -223,12 +228,13 @@ def _crown(
     b: Builder, rng: np.random.Generator, d: float, y: float, radius: float, rgb: Colour, *, flat: float
 ) -> None:
     """Add a ragged disc of leaves."""
-    angles = np.arange(22) * (2 * math.pi / 22)
-    reach = radius * (1 + rng.uniform(-0.13, 0.13, 22))
+    angles = np.arange(34) * (2 * math.pi / 34)
+    lumps = 0.06 * np.sin(3 * angles + rng.uniform(0, 6)) + 0.05 * np.sin(7 * angles + rng.uniform(0, 6))
+    reach = radius * (1 + lumps + rng.uniform(-0.08, 0.08, 34))
     points: list[Point] = [
         (0, d + float(r * math.cos(a)), y + flat * float(r * math.sin(a))) for a, r in zip(angles, reach, strict=True)
     ]
-    edge, high = radius * 1.15, radius * 1.15 * flat
+    edge, high = radius * 1.2, radius * 1.2 * flat
     frame: tuple[Point, Point, Point] = ((0, d - edge, y + high), (0, d + edge, y + high), (0, d - edge, y - high))
     leaf = TILES.leaf[int(rng.integers(0, len(TILES.leaf)))]
     b.add(points, rgb, Label.TREE, normal=(-0.6, 0, 0.8), tile=leaf, frame=frame, casts=True)
@@ -321,7 +327,3 @@ def bollard() -> Shapes:
 def ring(radius: float, corners: int = 10) -> list[Point]:
     """Return a level polygon around the origin: a manhole or a tree pit."""
     return [(radius * math.cos(a), radius * math.sin(a), 0.0) for a in np.arange(corners) * 2 * math.pi / corners]
-
-
-__all__ = ["BODIES", "LOOKS", "PAINTS", "PHASES", "SIGN_KINDS", "TREES", "UP", "bollard", "car", "lamp_post", "person",
-           "railing", "ring", "sign", "traffic_light", "tree"]  # fmt: skip

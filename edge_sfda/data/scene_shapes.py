@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -122,7 +123,7 @@ class Builder:
 
     anchor: tuple[float, float] = (0.0, 0.0)
     _points: list[Point] = field(default_factory=list)
-    _rows: list[tuple[int, int, Colour, Point, int, int, int, bool, bool, tuple[float, float]]] = field(default_factory=list)
+    _rows: list[tuple[Any, ...]] = field(default_factory=list)
     _frames: list[tuple[Point, Point, Point]] = field(default_factory=list)
     _lamps: list[Point] = field(default_factory=list)
 

@@ -11,12 +11,47 @@ _WHITE: Colour = (200, 200, 194)
 _YELLOW: Colour = (206, 168, 52)
 
 
+PARKING = 2.2  # metres that parked cars take
+
+
+@dataclass(frozen=True)
+class CrossSection:
+    """The street from side to side, in metres from its middle line; `side` is -1 left, +1 right.
+
+    Args:
+        half: half the width of the lanes.
+        pavement: width of each pavement.
+        parking: the sides that have room for parked cars.
+    """
+
+    half: float
+    pavement: float
+    parking: tuple[int, ...]
+
+    def parks(self, side: int) -> bool:
+        """Return whether cars park on that side."""
+        return side in self.parking
+
+    def kerb(self, side: int) -> float:
+        """Return the distance of the kerb."""
+        return self.half + (PARKING if self.parks(side) else 0.25)
+
+    def front(self, side: int) -> float:
+        """Return the distance of the house fronts."""
+        return self.kerb(side) + self.pavement
+
+    @property
+    def lane(self) -> float:
+        """Where in the lane one drives."""
+        return self.half / 2
+
+
 @dataclass(frozen=True)
 class Style:
     """Lengths in metres, everything else a share or probability of 0..1."""
 
     facades: range  # tiles
-    half_road: float
+    half: float  # of the lanes' width
     pavement: float
     paving: Colour
     kerb: Colour
@@ -36,19 +71,19 @@ class Style:
     tall_lamps: bool
     double_line: bool  # a double yellow middle line; else white dashes
 
-    def lines(self, road: float) -> list[tuple[float, Colour, float]]:
-        """Return the markings along a road of half width `road`: place d, colour, length of a dash (0: unbroken)."""
+    def lines(self, cut: CrossSection) -> list[tuple[float, Colour, float]]:
+        """Return the markings along the street: place d, colour, length of a dash (0: unbroken)."""
+        edges = [side * cut.half for side in (-1, 1) if cut.parks(side)]
         if self.double_line:
-            lane = (road - 2.2) / 2 + 0.4
-            edges = [(side * (road - 2.2), _WHITE, 0.0) for side in (-1, 1)]
-            return [(-0.14, _YELLOW, 0.0), (0.14, _YELLOW, 0.0), *edges, (lane * 2 + 0.1, _WHITE, 2.0)]
-        return [(0.0, _WHITE, 3.0), (road - 2.3, _WHITE, 1.0), (-road + 2.3, _WHITE, 1.0)]
+            middle = [(-0.14, _YELLOW, 0.0), (0.14, _YELLOW, 0.0)]
+            return [*middle, *((d, _WHITE, 0.0) for d in edges), (cut.half - 2.2, _WHITE, 2.0)]
+        return [(0.0, _WHITE, 3.0), *((d, _WHITE, 1.0) for d in edges)]
 
 
 STYLES = {
     "home": Style(
         facades=TILES.home,
-        half_road=5.5,
+        half=3.3,
         pavement=3.4,
         paving=(150, 146, 140),
         kerb=(176, 174, 168),
@@ -70,7 +105,7 @@ STYLES = {
     ),
     "city": Style(
         facades=TILES.city,
-        half_road=7.2,
+        half=4.8,
         pavement=4.6,
         paving=(156, 128, 116),
         kerb=(120, 120, 122),

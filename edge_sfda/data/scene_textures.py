@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -50,8 +51,8 @@ class Tiles:
 
 def _tiles() -> Tiles:
     starts = np.cumsum([1, HOME_FACADES, CITY_FACADES, FENCES, LEAVES, SIGNS]).tolist()
-    spans = [range(a, b) for a, b in zip(starts[:-1], starts[1:], strict=True)]
-    return Tiles(*spans, roof=starts[-1])
+    home, city, fence, leaf, sign = itertools.starmap(range, itertools.pairwise(starts))
+    return Tiles(home, city, fence, leaf, sign, roof=starts[-1])
 
 
 TILES = _tiles()
@@ -112,7 +113,7 @@ def _shake(rng: np.random.Generator, tile: U8, amount: float, *, grain: float = 
     tile[..., :3] = np.clip(tile[..., :3] + field, 0, 255).astype(np.uint8)
 
 
-# --- facades -----------------------------------------------------------------------------------------------------------
+# --- facades ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ def _ground_floor(rng: np.random.Generator, cell: U8, look: _Look) -> None:
     cell[29:, :, :3] = (cell[29:, :, :3] * 0.8).astype(np.uint8)
 
 
-# --- fences, roofs, leaves, signs --------------------------------------------------------------------------------------
+# --- fences, roofs, leaves, signs -------------------------------------------------------------------------------------
 
 
 def _fence(kind: int) -> U8:
@@ -314,16 +315,17 @@ def _sign(kind: int) -> U8:
     return tile
 
 
-# --- ground and sky ----------------------------------------------------------------------------------------------------
+# --- ground and sky ---------------------------------------------------------------------------------------------------
 
 GROUND_SIZE = 512
-GROUND_SCALE = 32.0  # pixels a metre
+GROUND_SCALE = 25.6  # pixels a metre: it repeats after 20 m, of which the street's chunks are a multiple
+GROUND_UNIT = 128  # the grain's byte that changes nothing
 CLOUD_SIZE = 512
 
 
 @lru_cache(maxsize=1)
-def ground() -> F32:
-    """Return tileable [512, 512, 3] float32: grain of asphalt and of paving around 1, and how deep puddles lie, 0..1."""
+def ground() -> U8:
+    """Return tileable [512, 512, 3] uint8: grain of asphalt and of paving around `GROUND_UNIT`, puddles 0..255."""
     rng = np.random.default_rng(6)
     n = GROUND_SIZE
     fine, coarse = _noise(rng, n, n, grain=1.5), _noise(rng, n, n, grain=60)
@@ -338,7 +340,8 @@ def ground() -> F32:
     shade = np.kron(rng.normal(0, 0.05, (16, 16)), np.ones((slab, slab))).astype(np.float32)
     paving = np.where(cv2.dilate(joints.astype(np.uint8), np.ones((2, 2))) > 0, 0.72, paving + shade)
     puddles = np.clip(0.5 + 0.6 * _noise(rng, n, n, grain=70), 0, 1)
-    return np.stack([asphalt, paving, puddles], axis=-1).astype(np.float32)
+    units = np.stack([asphalt * GROUND_UNIT, paving * GROUND_UNIT, puddles * 255], axis=-1)
+    return cast(U8, np.clip(np.rint(units), 0, 255).astype(np.uint8))
 
 
 @lru_cache(maxsize=1)
@@ -360,7 +363,6 @@ def streaks() -> F32:
     """Return tileable [256, 256] float32 rain streaks, 0..1."""
     rng = np.random.default_rng(9)
     field = np.zeros((512, 512), np.float32)
-    for x, y, length in zip(rng.integers(0, 512, 420), rng.integers(0, 512, 420), rng.integers(10, 34, 420), strict=True):
-        end = (int(x - length // 5), int(y + length))
-        cv2.line(field, (int(x), int(y)), end, float(rng.uniform(0.3, 1)), 1, cv2.LINE_AA)
+    for x, y, length in rng.integers((0, 0, 10), (512, 512, 34), (420, 3)).tolist():
+        cv2.line(field, (x, y), (x - length // 5, y + length), float(rng.uniform(0.3, 1)), 1, cv2.LINE_AA)
     return cast(F32, cv2.GaussianBlur(field, (3, 3), 0.6)[128:384, 128:384].copy())
