@@ -50,13 +50,13 @@ class Domain:
 _ALL = (
     Domain(name="day"),
     Domain(
-        name="dusk", sun=(0.10, 0.05, 0.025), sun_height=7, ambient=(0.075, 0.068, 0.092), sky_low=(0.62, 0.30, 0.16),
-        sky_high=(0.05, 0.065, 0.15), cloud=0.4, cloud_rgb=(0.20, 0.13, 0.14), lamps=0.5, haze=0.006,
+        name="dusk", sun=(0.10, 0.05, 0.025), sun_height=7, ambient=(0.075, 0.068, 0.092), sky_low=(0.72, 0.42, 0.26),
+        sky_high=(0.10, 0.12, 0.22), cloud=0.4, cloud_rgb=(0.26, 0.19, 0.20), lamps=0.5, haze=0.006,
         haze_rgb=(0.24, 0.15, 0.13), exposure=2.1, saturation=0.9, vignette=0.15, noise=0.03, variation=0.5,
     ),
     Domain(
-        name="night", sun=(0, 0, 0), ambient=(0.0075, 0.0085, 0.013), sky_low=(0.022, 0.017, 0.016),
-        sky_high=(0.003, 0.0035, 0.007), cloud=0.3, cloud_rgb=(0.015, 0.012, 0.012), lamps=1.0, haze=0.004,
+        name="night", sun=(0, 0, 0), ambient=(0.0075, 0.0085, 0.013), sky_low=(0.050, 0.040, 0.036),
+        sky_high=(0.009, 0.010, 0.017), cloud=0.4, cloud_rgb=(0.034, 0.028, 0.026), lamps=1.0, haze=0.004,
         haze_rgb=(0.012, 0.010, 0.011), exposure=2.6, saturation=0.85, vignette=0.2, noise=0.05, blur=0.6,
         variation=0.3,
     ),
@@ -66,8 +66,8 @@ _ALL = (
         blur=0.6, variation=0.4,
     ),
     Domain(
-        name="rain", sun=(0, 0, 0), ambient=(0.34, 0.37, 0.41), sky_low=(0.36, 0.39, 0.43), sky_high=(0.24, 0.27, 0.31),
-        cloud=0.95, cloud_rgb=(0.26, 0.28, 0.31), haze=0.011, haze_rgb=(0.34, 0.37, 0.41), lamps=0.4, rain=1.0, wet=1.0,
+        name="rain", sun=(0, 0, 0), ambient=(0.34, 0.37, 0.41), sky_low=(0.50, 0.53, 0.56), sky_high=(0.36, 0.39, 0.42),
+        cloud=0.95, cloud_rgb=(0.42, 0.44, 0.47), haze=0.011, haze_rgb=(0.34, 0.37, 0.41), lamps=0.4, rain=1.0, wet=1.0,
         exposure=1.0, saturation=0.75, noise=0.02, blur=0.7, variation=0.4,
     ),
     Domain(
@@ -140,7 +140,7 @@ def weather(domain: Domain, seed: int, t: float) -> tuple[Domain, Sun]:
     """
     v = domain.variation
     cloud, tint, level, turn, climb, air = (_drift(seed, 200 + i, t / p) for i, p in enumerate(_PERIODS))
-    covered = min(max(domain.cloud + 0.5 * v * cloud, 0.0), 1.0)
+    covered = min(max(domain.cloud + 0.8 * v * cloud, 0.0), 1.0)
     clear = 1 - v * min(max((covered - 0.35) / 0.5, 0.0), 1.0) ** 1.5  # share of the sun that comes through
     warm = (1 + 0.10 * v * tint, 1.0, 1 - 0.12 * v * tint)
     azimuth = 2 * math.pi * (0.61803 * seed % 1) + 0.9 * turn
@@ -149,9 +149,12 @@ def weather(domain: Domain, seed: int, t: float) -> tuple[Domain, Sun]:
     sun = _times(_times(domain.sun, warm), (clear, clear, clear))
     # What the sun loses to clouds comes back in part from all sides.
     ambient = tuple(a + 0.3 * (1 - clear) * s for a, s in zip(domain.ambient, domain.sun, strict=True))
+    skies = (domain.sky_low, domain.sky_high)
+    grey = 0.85 * v * min(max((covered - 0.6) / 0.35, 0.0), 1.0)  # an overcast sky has no blue left
+    low, high = (_mix(a, _times(domain.cloud_rgb, (k, k, k)), grey) for a, k in zip(skies, (0.80, 0.55), strict=True))
     now = replace(
         domain, cloud=covered, sun=sun, ambient=_times(warm, (ambient[0], ambient[1], ambient[2])), exposure=gain,
-        haze=domain.haze * (1 + 0.4 * v * air),
+        haze=domain.haze * (1 + 0.4 * v * air), sky_low=low, sky_high=high,
     )  # fmt: skip
     flat = math.cos(height)
     return now, Sun(flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(height))
@@ -159,3 +162,7 @@ def weather(domain: Domain, seed: int, t: float) -> tuple[Domain, Sun]:
 
 def _times(a: RGB, b: RGB) -> RGB:
     return a[0] * b[0], a[1] * b[1], a[2] * b[2]
+
+
+def _mix(a: RGB, b: RGB, share: float) -> RGB:
+    return a[0] + (b[0] - a[0]) * share, a[1] + (b[1] - a[1]) * share, a[2] + (b[2] - a[2]) * share
