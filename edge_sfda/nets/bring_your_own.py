@@ -54,6 +54,12 @@ class Hooked(SegmentationNet):
     def forward(self, x: Tensor) -> Prediction:
         """Return the network's own logits and the hooked feature for `x` [B, 3, H, W]."""
         logits = _find_logits(self.net(x))
+        # before the offset is added, which would stretch logits of one class, or without a place, over all classes
+        if logits.ndim != 4 or logits.shape[1] != self.classes:
+            raise NetError(
+                f"{type(self.net).__name__} returns logits {tuple(logits.shape)}, "
+                f"expected [B, {self.classes}, h, w] for {self.classes} classes"
+            )
         feature, self._feature = self._feature, None
         if feature is None:
             raise NetError(f"layer {self.encoder_layer!r} did not run or returned no tensor [B, F, h, w]")
@@ -80,11 +86,6 @@ class Hooked(SegmentationNet):
             except RuntimeError as error:
                 raise NetError(f"{type(self.net).__name__} failed on a float [1, 3, 64, 64] input: {error}") from error
         self.net.train(was_training)
-        if out.logits.ndim != 4 or out.logits.shape[1] != self.classes:
-            raise NetError(
-                f"{type(self.net).__name__} returns logits {tuple(out.logits.shape)}, "
-                f"expected [B, {self.classes}, h, w] for {self.classes} classes"
-            )
         return (int(out.features[0].shape[1]),)
 
 
