@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_sfda.data.capture import quiet
 from edge_sfda.errors import FrameError, LabelError, WriteError
 from edge_sfda.files import write_atomic
 from edge_sfda.manifest import Preprocessing
@@ -106,8 +107,8 @@ def read_image(path: str | os.PathLike[str]) -> U8:
         raise FrameError(f"cannot read frame {path}: {error.strerror}; check the path and its permissions") from error
     if not data:
         raise FrameError(f"frame {path} is an empty file; remove it or write it again")
-    if _truncated(data):
-        raise FrameError(f"frame {path} is truncated ({len(data)} bytes, no end marker); copy it again")
+    if damage := _damage(data):
+        raise FrameError(f"frame {path} is damaged: {damage}; copy it again")
     image = _decode(data, cv2.IMREAD_COLOR)
     if image is None or image.size == 0:
         raise FrameError(f"frame {path} is not a picture that OpenCV can decode; expected PNG, JPEG, BMP, TIFF or WebP")
@@ -129,11 +130,9 @@ def read_label(path: str | os.PathLike[str]) -> U8:
         raise LabelError(f"cannot read label {path}: {error.strerror}; check the path and its permissions") from error
     if data.startswith(_JPEG):
         raise LabelError(f"label {path} is a JPEG, which does not keep class ids; store labels as PNG")
-    if not data or _truncated(data):
-        raise LabelError(f"label {path} is empty or truncated ({len(data)} bytes); copy it again")
-    step = 1
-    if data.startswith(_PNG):
-        data, step = _indices_as_grey(data, path)
+    if damage := _damage(data):
+        raise LabelError(f"label {path} is damaged: {damage}; copy it again")
+    data, step = _indices_as_grey(data)
     label = _decode(data, cv2.IMREAD_UNCHANGED)
     if label is None or label.size == 0:
         raise LabelError(f"label {path} cannot be decoded; expected a PNG with one channel of class ids")
@@ -224,40 +223,55 @@ def write_png(path: str | os.PathLike[str], array: U8) -> None:
 
 def _decode(data: bytes, flags: int) -> U8 | None:
     try:
-        return cast("U8 | None", cv2.imdecode(np.frombuffer(data, np.uint8), flags))
-    except cv2.error:  # raised for headers that claim an absurd size; to the caller it is one more unreadable file
+        with quiet():
+            return cast("U8 | None", cv2.imdecode(np.frombuffer(data, np.uint8), flags))
+    except cv2.error:  # empty, or a header that claims an absurd size: to the caller one more unreadable file
         return None
 
 
-def _truncated(data: bytes) -> bool:
+def _damage(data: bytes) -> str:
+    """Return what is wrong with the file as a container, or nothing.
+
+    Decoders give half a picture for half a file, and write to stderr: a damaged file is told before it gets there.
+    """
     if data.startswith(_PNG):
-        return b"IEND" not in data[-_TAIL:]
-    return data.startswith(_JPEG) and _JPEG_END not in data[-_TAIL:]
+        try:
+            kinds = [kind for kind, _ in _chunks(data)]
+        except ValueError as error:
+            return str(error)
+        return "" if kinds[-1:] == [b"IEND"] else f"it ends after {len(data)} bytes without an end marker"
+    if data.startswith(_JPEG) and _JPEG_END not in data[-_TAIL:]:
+        return f"it ends after {len(data)} bytes without an end marker"
+    return ""
 
 
-def _chunks(data: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield kind and body of each chunk of a PNG up to its end marker; ValueError at a wrong checksum."""
     position = len(_PNG)
     while position + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, position)
-        kind = data[position + 4 : position + 8]
+        kind, body = data[position + 4 : position + 8], data[position + 8 : position + 8 + length]
         if position + 12 + length > len(data):
-            break
-        yield kind, data[position + 8 : position + 8 + length]
-        position += 12 + length
+            return
+        if struct.unpack_from(">I", data, position + 8 + length)[0] != zlib.crc32(kind + body):
+            raise ValueError(f"wrong checksum at byte {position}")
+        yield kind, body
         if kind == b"IEND":
             return
-    raise LabelError(f"label {path} is a damaged PNG (chunks end at byte {position}); copy it again")
+        position += 12 + length
 
 
-def _indices_as_grey(data: bytes, path: Path) -> tuple[bytes, int]:
-    """Return the PNG with palette indices declared as grey, and the step by which decoders stretch its samples.
+def _indices_as_grey(data: bytes) -> tuple[bytes, int]:
+    """Return a PNG with its palette indices declared as grey, and the step by which decoders stretch its samples.
 
     OpenCV turns palette PNGs into colours, from which ids cannot be told when colours repeat. The samples themselves
-    are ids; only the header says otherwise.
+    are ids; only the header says otherwise. Any other file comes back as it is.
     """
+    if not data.startswith(_PNG):
+        return data, 1
     parts = [_PNG]
     step = 1
-    for kind, body in _chunks(data, path):
+    for kind, body in _chunks(data):
         if kind == b"IHDR":
             depth, colour = body[8], body[9]
             if colour not in (0, 3):
