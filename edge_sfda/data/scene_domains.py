@@ -51,13 +51,13 @@ _ALL = (
     Domain(name="day"),
     Domain(
         name="dusk", sun=(0.10, 0.05, 0.025), sun_height=7, ambient=(0.075, 0.068, 0.092), sky_low=(0.72, 0.42, 0.26),
-        sky_high=(0.10, 0.12, 0.22), cloud=0.4, cloud_rgb=(0.26, 0.19, 0.20), lamps=0.5, haze=0.006,
-        haze_rgb=(0.24, 0.15, 0.13), exposure=2.1, saturation=0.9, vignette=0.15, noise=0.03, variation=0.5,
+        sky_high=(0.10, 0.12, 0.22), cloud=0.4, cloud_rgb=(0.26, 0.19, 0.20), lamps=0.35, haze=0.006,
+        haze_rgb=(0.24, 0.15, 0.13), exposure=1.5, saturation=0.9, vignette=0.15, noise=0.03, variation=0.5,
     ),
     Domain(
         name="night", sun=(0, 0, 0), ambient=(0.0075, 0.0085, 0.013), sky_low=(0.050, 0.040, 0.036),
         sky_high=(0.009, 0.010, 0.017), cloud=0.4, cloud_rgb=(0.034, 0.028, 0.026), lamps=1.0, haze=0.004,
-        haze_rgb=(0.012, 0.010, 0.011), exposure=2.6, saturation=0.85, vignette=0.2, noise=0.05, blur=0.6,
+        haze_rgb=(0.012, 0.010, 0.011), exposure=2.0, saturation=0.85, vignette=0.2, noise=0.05, blur=0.6,
         variation=0.3,
     ),
     Domain(

@@ -172,11 +172,11 @@ def _lamplight(view: View) -> tuple[F32, F32]:
     for lamp_x, lamp_y, lamp_z in near.tolist():
         drop = np.maximum(lamp_y - y, 0)  # lamps shine downwards
         squared = (x - lamp_x) ** 2 + (depth - lamp_z) ** 2 + drop**2 + 3
-        total += (2.4 + 16 * drop / np.sqrt(squared)) / squared
+        total += (1.8 + 12 * drop / np.sqrt(squared)) / squared
     # Dipped beams: a flat fan below the horizon, with a little spill above it.
     beam = np.exp(-((u / 0.42) ** 2)) / (1 + np.exp((v + 0.005) * 90))
     beam = beam + 0.05 * np.exp(-((u / 0.3) ** 2)) * np.exp(-((v / 0.2) ** 2))
-    beam *= 1.1 / (1 + (depth / 13) ** 2)
+    beam *= np.clip(depth / 9, 0, 1) / (1 + (depth / 14) ** 2)  # it meets the ground some metres ahead
     lamps, beams = (cv2.resize(f * np.float32(strength), (width, height)) for f in (total, beam))
     return np.asarray(lamps, np.float32), np.asarray(beams, np.float32)
 
