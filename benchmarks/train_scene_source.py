@@ -10,16 +10,36 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from edge_sfda.config import TrainConfig
-from edge_sfda.data.datasets import open_dataset
-from edge_sfda.manifest import Manifest, NetSpec, Preprocessing
+from edge_sfda.data.datasets import LabelledSet, open_dataset
+from edge_sfda.manifest import Classes, Manifest, NetSpec, Preprocessing
 from edge_sfda.nets import build
 from edge_sfda.train.supervised import Epoch, Trainer, prepare
 
 TRAIN = [f"scene:day?frames=75&seed={seed}&fps=2" for seed in range(100, 112)]
 VAL = [f"scene:day?frames=20&seed={seed}&fps=2" for seed in (200, 201, 202)]
+
+
+class InMemory:
+    """A labelled set that renders every frame once: 200 MB here, and half of the training's time saved."""
+
+    def __init__(self, labelled: LabelledSet) -> None:
+        self.classes: Classes = labelled.classes
+        self.names: list[str] = labelled.names
+        self._items = [labelled[i] for i in range(len(labelled))]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        return self._items[index]
+
+    def label(self, index: int) -> npt.NDArray[np.uint8]:
+        return self._items[index][1]
 
 
 def main() -> None:
@@ -30,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
     config = TrainConfig(epochs=arguments.epochs, batch=16, rate=4e-3, encoder_rate_scale=1.0, seed=arguments.seed)
-    train, val = open_dataset(TRAIN), open_dataset(VAL)
+    train, val = InMemory(open_dataset(TRAIN)), InMemory(open_dataset(VAL))
     manifest = Manifest(NetSpec("nano", 4), train.classes, Preprocessing(192, 256), class_weight=prepare(train, config))
     trainer = Trainer(build(manifest.net, len(train.classes)), manifest, train, val, config=config, out=arguments.out)
     trainer.fit(on_epoch=_show)

@@ -1,0 +1,90 @@
+"""Every domain of the built-in scene with the built-in source network, one configuration for all of them.
+
+    python benchmarks/scene_domains.py [--source CHECKPOINT] [--methods none bn tent stvm] [--seeds 0 1 2]
+
+Adapts offline on the first 48 frames of a drive, mIoU on its next 48. Source: trained by day on other streets.
+"""
+
+from __future__ import annotations
+
+import argparse
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rows
+import torch
+
+from edge_sfda import config as configs
+from edge_sfda.adapt import run
+from edge_sfda.data.datasets import Subset, open_dataset
+from edge_sfda.data.frames import to_input
+from edge_sfda.data.scene import DOMAINS
+from edge_sfda.nets import Predictor, load
+from edge_sfda.train.evaluation import evaluate
+
+FRAMES = 48
+RARE = ("pole", "sign", "person")
+
+
+def measure(source: Path, domain: str, method_name: str, seed: int) -> dict[str, Any]:
+    """Adapt to one domain on one thread and return its row."""
+    torch.set_num_threads(1)
+    target = open_dataset([f"scene:{domain}?frames={2 * FRAMES}&seed=7&fps=2"])
+    net, manifest = load(source)
+    method = run.make(net, manifest, replace(configs.preset(method_name), seed=seed))
+    run.offline(method, [torch.from_numpy(to_input(target[i][0], manifest.preprocessing)) for i in range(FRAMES)])
+    rest = Subset(target, range(FRAMES, 2 * FRAMES))
+    iou = evaluate(Predictor(method.deployed, manifest), rest).confusion.iou()
+    rare = [float(iou[manifest.classes.names.index(name)]) for name in RARE]
+    return {
+        "domain": domain,
+        "method": method_name,
+        "seed": seed,
+        "miou": round(float(np.nanmean(iou)), 4),
+        "rare": round(float(np.nanmean(rare)), 4),
+    }
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return mean (worst) mIoU as Markdown, a row a domain, a column a method."""
+    methods = list(dict.fromkeys(r["method"] for r in results))
+    lines = ["| domain | " + " | ".join(methods) + " |", "|---" * (len(methods) + 1) + "|"]
+    for domain in dict.fromkeys(r["domain"] for r in results):
+        cells = []
+        for method in methods:
+            miou = [r["miou"] for r in results if r["domain"] == domain and r["method"] == method]
+            worst = f" ({min(miou):.3f})" if len(miou) > 1 else ""
+            cells.append(f"{np.mean(miou):.3f}{worst}")
+        lines.append(f"| {domain} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, default=Path("edge_sfda/assets/scene_day_nano.safetensors"))
+    parser.add_argument("--domains", nargs="+", default=list(DOMAINS))
+    parser.add_argument("--methods", nargs="+", default=["none", "bn", "tent", "mean-teacher", "stvm"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
+    arguments = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(arguments.jobs, mp_context=get_context("spawn")) as pool:
+        futures = [
+            pool.submit(measure, arguments.source, domain, method, seed)
+            for domain in arguments.domains
+            for method in arguments.methods
+            for seed in (arguments.seeds[:1] if method in ("none", "bn") else arguments.seeds)
+        ]
+        for future in futures:
+            results.append(future.result())
+            print(results[-1], flush=True)
+    print(rows.write("scene_domains", results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
