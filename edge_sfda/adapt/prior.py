@@ -26,3 +26,13 @@ def undo_class_weight(net: SegmentationNet, manifest: Manifest, *, share: float)
     device = next(net.parameters()).device
     net.shift_logits(-share * torch.tensor(manifest.class_weight, device=device).log())
     return True
+
+
+def remaining_class_weight(manifest: Manifest, *, share: float) -> tuple[float, ...] | None:
+    """Return the class weights that are still in the logits after `undo_class_weight`; None when none are.
+
+    It goes into the adapted checkpoint's manifest, so that adapting it once more does not undo the prior twice.
+    """
+    if manifest.class_weight is None or share == 1:
+        return None
+    return tuple(weight ** (1 - share) for weight in manifest.class_weight)

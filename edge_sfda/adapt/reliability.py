@@ -120,6 +120,20 @@ class Reliability:
         r = reliability(z, self.net.proxies, coarse, kappa=self.config.kappa)
         return F.interpolate(r[:, None], size=label.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
 
+    @torch.no_grad()
+    def look(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor | None:
+        """Return what `score` would, leaving everything as it was: for pictures and measures; None before any `score`.
+
+        Arguments as in `score`.
+        """
+        if not self._standardised:
+            return None
+        proxies, seen = self.net.proxies.clone(), self.net.seen.clone()
+        r = self.score(features, label)
+        self.net.proxies.copy_(proxies)
+        self.net.seen.copy_(seen)
+        return r
+
     def learn(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor:
         """Take one step of the metric loss on a class-balanced sample of pixels; returns the loss, detached."""
         rows = self.net.stack(features)

@@ -41,7 +41,9 @@ PANELS = (
     Panel("Loss", (("loss", "student"), ("metric_loss", "metric network"))),
     Panel("Mean reliability of the teacher's labels", (("reliability", "reliability"),), share=True),
     Panel("Agreement of student and teacher", (("agreement", "agreement"),), share=True),
-    Panel("mIoU", (("val_miou", "validation"), ("miou", "so far")), share=True),
+    Panel(
+        "mIoU", (("val_miou", "validation"), ("miou", "adapted, so far"), ("source_miou", "source, so far")), share=True
+    ),
 )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class RunFolder:
         self.rows: list[dict[str, float]] = []
         self._columns: tuple[str, ...] = ()
         make_folder(self.path)
-        write_text_atomic(self.path / "metrics.csv", "")  # an earlier run's rows, and the test that writing works
+        write_text_atomic(self.path / "metrics.csv", "")  # an earlier run's rows must not mix with this one's
 
     def write_config(self, toml: str) -> None:
         """Write the resolved configuration.
@@ -106,12 +107,15 @@ class RunFolder:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents where they are missing.
+    """Make a folder and its parents where they are missing, and see that files can be written there.
 
     Raises:
-        WriteError: it cannot be made, or `path` is a file.
+        WriteError: it cannot be made or written, or `path` is a file.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise WriteError(f"cannot make the folder {path}: {error.strerror}; choose another -o") from error
+    probe = path / f".probe-{secrets.token_hex(4)}"
+    write_text_atomic(probe, "")
+    probe.unlink(missing_ok=True)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from edge_sfda.data.datasets import LabelledSet
 from edge_sfda.errors import LabelError
+from edge_sfda.manifest import Classes
 from edge_sfda.metrics import Calibration, ConfusionMatrix
 
 PredictFn = Callable[[npt.NDArray[np.uint8]], tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32]]]
@@ -21,6 +22,19 @@ class Evaluation:
 
     confusion: ConfusionMatrix
     calibration: Calibration
+
+    @staticmethod
+    def empty(classes: Classes) -> Evaluation:
+        """Return one that has counted nothing yet."""
+        return Evaluation(ConfusionMatrix(len(classes), classes.ignore_id), Calibration())
+
+    def count(
+        self, mask: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32], label: npt.NDArray[np.uint8]
+    ) -> None:
+        """Count one frame: mask and label HW uint8 class ids, confidence HW float32 in 0..1; void is left out."""
+        self.confusion.update(mask, label)
+        counted = label != self.confusion.ignore_id
+        self.calibration.update(confidence[counted], (mask == label)[counted])
 
 
 def evaluate(
@@ -38,15 +52,10 @@ def evaluate(
     """
     if len(labelled) == 0:
         raise LabelError("got no labelled frames to evaluate on; check the path and --classes")
-    classes = labelled.classes
-    confusion = ConfusionMatrix(len(classes), classes.ignore_id)
-    calibration = Calibration()
+    result = Evaluation.empty(labelled.classes)
     for index in range(len(labelled)):
         image, label = labelled[index]
-        mask, confidence = predict(image)
-        confusion.update(mask, label)
-        counted = label != classes.ignore_id
-        calibration.update(confidence[counted], (mask == label)[counted])
+        result.count(*predict(image), label)
         if on_frame is not None:
             on_frame(index + 1, len(labelled))
-    return Evaluation(confusion, calibration)
+    return result
