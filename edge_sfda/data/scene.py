@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from edge_sfda.data.frames import U8
 from edge_sfda.data.scene_air import add_bloom, add_haze, add_rain, add_wetness, sky
 from edge_sfda.data.scene_domains import DOMAINS, Domain, Sun, blend, domain_of, weather
-from edge_sfda.data.scene_light import View, ground_grain, light_up, per_pixel
+from edge_sfda.data.scene_light import View, ground_grain, light_up, per_pixel, shadow_strength
 from edge_sfda.data.scene_raster import (
     FIRST,
     SKY,
@@ -89,12 +89,14 @@ class Scene:
             raise UsageError(f"scene time {t!r} s must lie in 0..1e7")
         domain = domain_of(domain) if isinstance(domain, str) else domain
         domain, sun = weather(domain, self.seed, t)
-        street = self._streets.setdefault(domain.style, Street(self.seed, domain.style))
+        if domain.style not in self._streets:
+            self._streets[domain.style] = Street(self.seed, domain.style)
+        street = self._streets[domain.style]
         origin, shapes = street.origin(t), street.shapes(t)
         camera = self._camera(street, t, origin)
         place = _Place(street, origin, camera)
         world = place.world(shapes)
-        raster = self._raster(place, shapes, world, sun if max(domain.sun) > 0 else None)
+        raster = self._raster(place, shapes, world, sun if shadow_strength(domain) > 0 else None)
         classes = np.concatenate([np.array((Label.SKY, Label.BUILDING)), shapes.label[raster.order]]).astype(np.uint8)
         image = self._shade(View(raster, shapes, world.lamps, camera, domain, sun, t))
         return image, cast(U8, np.take(classes, raster.ids))

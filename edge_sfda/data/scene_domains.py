@@ -11,6 +11,7 @@ import numpy as np
 from edge_sfda.errors import UsageError
 
 RGB = tuple[float, float, float]
+TOWNS = ("home", "city")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,10 +19,13 @@ class Domain:
     """How a street looks. Light is linear, 1 is a white surface in full daylight; colours are linear RGB.
 
     All domains of one `style` show the same geometry, so their labels are equal.
+
+    Raises:
+        UsageError: no town has that style.
     """
 
     name: str
-    style: str = "home"  # the town: `home` or `city`
+    style: str = "home"  # the town, one of `TOWNS`
     # light
     sun: RGB = (1.15, 1.06, 0.90)  # direct light
     sun_height: float = 38.0  # degrees above the horizon, at its mean
@@ -45,6 +49,10 @@ class Domain:
     noise: float = 0.012  # deviation in mid-grey, of full scale
     blur: float = 0.45  # Gaussian sigma in pixels at 256 columns
     variation: float = 1.0  # how much sun, clouds, tint and exposure vary over time and seed, 0..1
+
+    def __post_init__(self) -> None:
+        if self.style not in TOWNS:
+            raise UsageError(f"domain {self.name!r} has style {self.style!r}; choose one of {', '.join(TOWNS)}")
 
 
 _ALL = (

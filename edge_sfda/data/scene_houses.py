@@ -92,9 +92,7 @@ class _House:
             low, tile_top = high, tile_top + (FLOORS - 1) * FLOOR  # the ground floor's row stays covered
 
 
-def add_side(
-    b: Builder, rng: np.random.Generator, style: Style, side: int, first: int, front: float
-) -> list[Shapes]:
+def add_side(b: Builder, rng: np.random.Generator, style: Style, side: int, first: int, front: float) -> list[Shapes]:
     """Line one side of a chunk, which starts at s = 0, from column `first` on.
 
     Args:

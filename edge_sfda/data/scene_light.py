@@ -57,6 +57,11 @@ class View:
         return int(min(max(math.floor(self.camera.horizon) + 3, 0), self.raster.ids.shape[0] - 1))
 
 
+def shadow_strength(domain: Domain) -> float:
+    """Return how dark shadows are, 0..1: a weak sun is a low one, before which the whole street lies in shade."""
+    return min(max((max(domain.sun) - 0.2) / 0.2, 0.0), 1.0)
+
+
 def planes_of(rgb: RGB) -> F32:
     """Return a colour as [3, 1, 1] BGR, to mix into planes."""
     return np.array(rgb[::-1], np.float32).reshape(3, 1, 1)
@@ -135,7 +140,7 @@ def _light(view: View, surface: NDArray[np.int8]) -> F32:
         direct = per_pixel(view, _sunlit(view), 0.5)
         shadow = raster.shadow.astype(np.float32)
         np.copyto(shadow, 0, where=surface == Surface.STANDING)
-        direct *= 1 - shadow * np.float32(1 / 255)
+        direct *= 1 - shadow * np.float32(shadow_strength(domain) / 255)
         light += direct * planes_of(domain.sun)
     if domain.lamps > 0:
         lamps, beam = _lamplight(view)

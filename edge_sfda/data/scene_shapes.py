@@ -47,7 +47,6 @@ class Glow(IntEnum):
     TAIL = 3
     GREEN = 4
     RED = 5
-    SHOP = 6
 
 
 class Surface(IntEnum):

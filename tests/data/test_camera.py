@@ -80,9 +80,7 @@ def test_is_camera_knows_cameras_from_paths(spec: str, expected: bool) -> None:
     assert is_camera(spec) is expected
 
 
-@pytest.mark.parametrize(
-    ("spec", "target"), [("2", 2), ("/dev/video7", 7), ("rtsp://cam/1", "rtsp://cam/1"), (3, 3)]
-)
+@pytest.mark.parametrize(("spec", "target"), [("2", 2), ("/dev/video7", 7), ("rtsp://cam/1", "rtsp://cam/1"), (3, 3)])
 def test_camera_opens_what_was_named(spec: str | int, target: int | str) -> None:
     camera = FakeCamera(opens=False)
     with pytest.raises(SourceError):

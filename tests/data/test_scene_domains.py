@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from edge_sfda.data.scene_domains import DOMAINS, blend, domain_of, weather
+from edge_sfda.data.scene_domains import DOMAINS, TOWNS, blend, domain_of, weather
+from edge_sfda.data.scene_styles import STYLES
 from edge_sfda.errors import UsageError
 
 
@@ -22,6 +23,15 @@ def test_domain_of_an_unknown_name_lists_the_known() -> None:
 
 def test_only_the_city_is_another_town() -> None:
     assert {name for name, d in DOMAINS.items() if d.style != "home"} == {"city"}
+
+
+def test_domain_of_an_unknown_town_is_refused() -> None:
+    with pytest.raises(UsageError, match="style 'village'; choose one of home, city"):
+        replace(DOMAINS["day"], style="village")
+
+
+def test_every_town_has_its_streets() -> None:
+    assert tuple(STYLES) == TOWNS
 
 
 def test_blend_ends_at_its_ends() -> None:

@@ -85,9 +85,7 @@ def test_car_shows_the_flank_that_faces_the_camera() -> None:
         (traffic_light(True), {Label.POLE, Label.SIGN}, (3.0, 3.5)),
     ],
 )
-def test_things_have_their_classes_and_heights(
-    shapes: Shapes, labels: set[Label], height: tuple[float, float]
-) -> None:
+def test_things_have_their_classes_and_heights(shapes: Shapes, labels: set[Label], height: tuple[float, float]) -> None:
     assert set(shapes.label.tolist()) == labels
     assert height[0] < shapes.points[:, 2].max() < height[1]
 
