@@ -10,10 +10,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edge_sfda.adapt.session import Session as Session
     from edge_sfda.config import AdaptConfig as AdaptConfig
+    from edge_sfda.data.datasets import open_dataset as open_dataset
+    from edge_sfda.data.frames import Frame as Frame
+    from edge_sfda.data.sources import open_source as open_source
     from edge_sfda.errors import EdgeSfdaError as EdgeSfdaError
     from edge_sfda.manifest import Classes as Classes
     from edge_sfda.manifest import Manifest as Manifest
+    from edge_sfda.nets import Predictor as Predictor
+    from edge_sfda.nets import load as load
 
 __version__ = "0.1.0"
 
@@ -21,10 +27,28 @@ _HOME = {
     "AdaptConfig": "edge_sfda.config",
     "Classes": "edge_sfda.manifest",
     "EdgeSfdaError": "edge_sfda.errors",
+    "Frame": "edge_sfda.data.frames",
     "Manifest": "edge_sfda.manifest",
+    "Predictor": "edge_sfda.nets",
+    "Session": "edge_sfda.adapt.session",
+    "load": "edge_sfda.nets",
+    "open_dataset": "edge_sfda.data.datasets",
+    "open_source": "edge_sfda.data.sources",
 }
 
-__all__ = ["AdaptConfig", "Classes", "EdgeSfdaError", "Manifest", "__version__"]
+__all__ = [
+    "AdaptConfig",
+    "Classes",
+    "EdgeSfdaError",
+    "Frame",
+    "Manifest",
+    "Predictor",
+    "Session",
+    "load",
+    "open_dataset",
+    "open_source",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ Results go to standard output, progress and errors to standard error. Exit codes
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 
 import edge_sfda
-from edge_sfda.cli import evaluate, predict
+from edge_sfda.cli import adapt, demo, evaluate, predict, train_source
 from edge_sfda.cli.failure import Commands
 from edge_sfda.cli.screen import OUT, show_warnings
 
@@ -25,6 +26,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # `Commands` shows errors
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("demo", epilog=demo.EXAMPLES)(demo.demo)
+app.command("train-source", epilog=train_source.EXAMPLES)(train_source.train_source)
+app.command("adapt", epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
         argv: the arguments without the program's name; None takes those of the process.
     """
+    # threads that spin while they wait halve the speed of everything else on a board; must be set before torch loads
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(args=list(sys.argv[1:] if argv is None else argv), prog_name="edge-sfda")
 
 

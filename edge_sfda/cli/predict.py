@@ -10,7 +10,7 @@ import numpy as np
 import typer
 
 from edge_sfda.cli import options
-from edge_sfda.cli.screen import OUT, keeping, percent, print_json, progress
+from edge_sfda.cli.screen import keeping, percent, print_json, progress, say
 
 if TYPE_CHECKING:
     from edge_sfda.data.frames import Frame, FrameSource
@@ -61,8 +61,8 @@ def predict(
             }
         )
     else:
-        OUT.print(f"{writer.frames} frames, mean confidence {percent(writer.confidence / writer.frames)} %")
-        OUT.print(f"masks    {writer.masks}" + (f"\noverlays {writer.overlays}" if writer.overlays else ""))
+        say(f"{writer.frames} frames, mean confidence {percent(writer.confidence / writer.frames)} %")
+        say(f"masks    {writer.masks}" + (f"\noverlays {writer.overlays}" if writer.overlays else ""))
 
 
 def _run(frames: FrameSource, predictor: Predictor, writer: _Writer, limit: int | None) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from edge_sfda.report.plain import to_json
@@ -25,6 +27,11 @@ def print_json(value: Any) -> None:
     print(to_json(value))  # noqa: T201
 
 
+def say(text: str, *, style: str = "") -> None:
+    """Print a line of the result on standard output, as it is: no markup, no wrapping."""
+    OUT.print(Text(text, style=style), soft_wrap=True)
+
+
 def note(text: str) -> None:
     """Print a line about what was done; standard output stays for results."""
     ERR.print(Text(text), soft_wrap=True)
@@ -35,7 +42,8 @@ def progress(what: str) -> Iterator[OnStep]:
     """Show a bar on standard error while the body runs; it leaves nothing behind, and nothing shows in a pipe.
 
     Yields:
-        a function to call with (done, total) and, at will, a text to show aside; a total of None is not known.
+        a function to call with (done, total); at will with a text to show aside, and `what=` for another description.
+        A total of None is not known.
     """
     columns = (
         SpinnerColumn(),
@@ -48,8 +56,8 @@ def progress(what: str) -> Iterator[OnStep]:
     with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
         task = bar.add_task(what, total=None, aside="")
 
-        def step(done: int, total: int | None, aside: str = "") -> None:
-            bar.update(task, completed=done, total=total, aside=aside)
+        def step(done: int, total: int | None, aside: str = "", *, what: str = what) -> None:
+            bar.update(task, completed=done, total=total, aside=aside, description=what)
 
         yield step
 
@@ -61,6 +69,55 @@ def keeping(what: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt(what) from stop
+
+
+def comparison(title: str, rows: Mapping[str, Mapping[str, float]], *, bold: str = "", judge: bool = True) -> Table:
+    """Return a table of shares before and after.
+
+    Args:
+        title: over the names.
+        rows: name -> `before` and `after`, shares of 0..1.
+        bold: the name of a row that sums up.
+        judge: more is better, so a change is green or red.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column(title)
+    for column in ("before", "after", "change"):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        before, after = row["before"], row["after"]
+        points = change(before, after)
+        if not judge:
+            points.style = ""
+        table.add_row(Text(name), percent(before), percent(after), points, style="bold" if name == bold else "")
+    return table
+
+
+class Stop:
+    """Turns Ctrl-C in the body into a wish that the work asks for between its steps; the second one stops at once.
+
+    Attributes:
+        wanted: somebody asked to stop.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for kind in (signal.SIGINT, signal.SIGTERM):  # a service manager asks by SIGTERM
+            self._before[kind] = signal.signal(kind, self._ask)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for kind, handler in self._before.items():
+            signal.signal(kind, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        if self.wanted:
+            raise KeyboardInterrupt
+        self.wanted = True
+        note("stopping after this step; Ctrl-C again stops at once")
 
 
 def percent(share: float, *, digits: int = 1) -> str:

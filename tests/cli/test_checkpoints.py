@@ -34,15 +34,21 @@ def _pickled(path: Path, good: bytes) -> None:
     path.write_bytes(pickle.dumps({"state": [1, 2, 3]}))
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "adapt", "demo"])
 @pytest.mark.parametrize("spoil", [_missing, _empty, _truncated, _one_bit, _other_classes, _pickled])
 def test_bad_checkpoint_is_one_line_and_exit_1(
     run_cli, nano: Path, drive: Path, tmp_path: Path, command, spoil
 ) -> None:
     bad = tmp_path / "bad.safetensors"
     spoil(bad, nano.read_bytes())
-    args = [drive] if command == "evaluate" else [drive / "images", "-o", tmp_path / "out"]
-    ran = run_cli(command, bad, *args)
+    out = ["-o", tmp_path / "out"]
+    args = {
+        "evaluate": [bad, drive, *out],
+        "predict": [bad, drive / "images", *out],
+        "adapt": ["--frames", drive / "images", "--model", bad, *out],
+        "demo": ["--model", bad, *out],
+    }
+    ran = run_cli(command, *args[command])
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.startswith("error: ")
     assert "bad.safetensors" in ran.err

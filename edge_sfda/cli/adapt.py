@@ -1,0 +1,187 @@
+"""`edge-sfda adapt`: from a source checkpoint and unlabelled frames to an adapted checkpoint."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edge_sfda.cli import options
+from edge_sfda.cli.screen import OUT, OnStep, Stop, comparison, percent, print_json, progress, say
+from edge_sfda.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_sfda.adapt.session import Slice, Watch
+    from edge_sfda.config import AdaptConfig
+    from edge_sfda.report.run_folder import RunFolder
+
+BUILT_IN_MODEL = Path(__file__).parent.parent / "assets" / "scene_day_nano.safetensors"
+BUILT_IN_FRAMES = "scene:dusk?frames=96&seed=7&fps=2"
+
+EXAMPLES = options.examples(
+    "edge-sfda adapt --frames dusk/images --model source.safetensors -o runs/dusk",
+    "edge-sfda adapt --frames dusk/images --labels dusk/labels --hold-out 0.5 --model source.safetensors",
+    "edge-sfda adapt --video drive.mp4 --model source.safetensors --method tent --steps 50",
+    "edge-sfda adapt --camera /dev/video0 --model source.safetensors -o runs/live",
+    "# neither frames nor a model: the built-in scene and its source network",
+    "edge-sfda adapt",
+)
+
+
+def adapt(
+    camera: Annotated[
+        str | None,
+        typer.Option(
+            help="Learn from a live source as it comes: /dev/video0, 0, rtsp://..., scene:DOMAIN.", show_default=False
+        ),
+    ] = None,
+    frames: Annotated[
+        str | None, typer.Option(help="Learn from a folder of pictures, or scene:DOMAIN.", show_default=False)
+    ] = None,
+    video: Annotated[str | None, typer.Option(help="Learn from a video file.", show_default=False)] = None,
+    model: Annotated[Path | None, typer.Option(help="Source checkpoint (.safetensors).", show_default=False)] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(help="Folder of labels named as the frames; they only measure.", show_default=False),
+    ] = None,
+    classes: options.ClassMap = None,
+    hold_out: Annotated[
+        float, typer.Option(min=0.0, max=0.95, help="Share of the frames, the last, measured but not learned from.")
+    ] = 0.0,
+    online: Annotated[
+        bool, typer.Option("--online", help="Take --frames or --video in order: predict each, then learn from it.")
+    ] = False,
+    config: Annotated[Path | None, typer.Option(help="Settings (TOML), over the defaults.", show_default=False)] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="stvm, none, bn, tent, cotta, mean-teacher or threshold.", show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Of the burst.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)] = None,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the run leaves.")] = Path("run"),
+    device: options.Device = "auto",
+    net: options.Net = None,
+    as_json: options.Json = False,
+) -> None:
+    """Adapt a network to a new domain from unlabelled frames; neither source data nor labels train it."""
+    from edge_sfda.adapt.session import Session
+    from edge_sfda.config import to_toml
+    from edge_sfda.data.labels import labels_of
+    from edge_sfda.data.sources import open_source
+    from edge_sfda.nets import load
+    from edge_sfda.report.adaptation import Origin, write
+    from edge_sfda.report.run_folder import RunFolder
+
+    spec, live = _source(camera, frames, video, model)
+    online = online or live
+    if online and hold_out > 0:
+        raise UsageError(
+            "--hold-out goes with a set of frames; of a stream, each frame is predicted before it is learned"
+        )
+    settings = _settings(config, method, seed, steps)
+    path = model or BUILT_IN_MODEL
+    network, manifest = load(path, allow=net, device=options.resolve_device(device))
+    measured = labels_of(spec, labels, classes, manifest.classes)
+    with open_source(spec) as source:
+        total = min((n for n in (source.len_hint, limit) if n is not None), default=None)
+        learn, measure = _parts(spec, total, limit, hold_out)
+        run = RunFolder(out)  # after all that may be wrong with the arguments: it replaces an earlier run
+        run.write_config(to_toml(settings))
+        with Stop() as stop, progress("adapting") as step:
+            session = Session(network, manifest, settings, labels=measured, watch=watching(run, stop, step))
+            if online:
+                outcome = session.online(islice(source, limit), total=total)
+            else:
+                source.close()  # opened anew for each pass
+                outcome = session.offline(learn=learn, measure=measure)
+            report = write(run, outcome, Origin(str(path), spec, _measured_on(online, hold_out), online))
+    finish(report, run, as_json=as_json)
+    if outcome.failure is not None:
+        raise outcome.failure
+
+
+def watching(run: RunFolder, stop: Stop, step: OnStep) -> Watch:
+    """Return what a session reports to: rows into the run folder, stages to the bar."""
+    from edge_sfda.adapt.session import Watch
+
+    def stage(what: str, done: int, total: int | None) -> None:
+        aside = f"loss {run.rows[-1]['loss']:.3f}" if what == "adapting" and run.rows else ""
+        step(done, total, aside, what=what)
+
+    return Watch(run.add_row, stage, lambda: stop.wanted)
+
+
+def finish(report: dict[str, Any], run: RunFolder, *, as_json: bool) -> None:
+    """Print the report; an early stop then ends as an interrupt does."""
+    from edge_sfda.report.adaptation import CHECKPOINT
+
+    checkpoint = run.path / CHECKPOINT
+    if as_json:
+        print_json({**report, "run": run.path, "checkpoint": checkpoint})
+    else:
+        _show(report)
+        say(f"checkpoint {checkpoint}\npictures   {run.path / 'strip.png'}")
+    if report["stopped"]:
+        raise KeyboardInterrupt(f"what {report['steps']} steps have learned is in {checkpoint}")
+
+
+def _source(camera: str | None, frames: str | None, video: str | None, model: Path | None) -> tuple[str, bool]:
+    """Return the source of the frames and whether it is live."""
+    given = [spec for spec in (camera, frames, video) if spec is not None]
+    if len(given) > 1:
+        raise UsageError("--camera, --frames and --video exclude each other; give one")
+    if given and model is None:
+        raise UsageError("--model is missing: name the source checkpoint that these frames shall adapt")
+    if model is not None and not given:
+        raise UsageError("nothing to learn from: give one of --camera, --frames and --video")
+    return (given[0], camera is not None) if given else (BUILT_IN_FRAMES, False)
+
+
+def _settings(path: Path | None, method: str | None, seed: int | None, steps: int | None) -> AdaptConfig:
+    """Return the settings: the method's own, under those of the file, under those of the command line."""
+    from edge_sfda import config
+
+    chosen = method or (config.load(path).method if path else config.AdaptConfig().method)
+    base = config.from_dict({"method": chosen})  # an unknown method is told here
+    base = config.preset(base.method)
+    settings = config.load(path, base=base) if path else base
+    asked: dict[str, Any] = {"method": chosen} | ({} if seed is None else {"seed": seed})
+    return config.from_dict(asked | ({} if steps is None else {"burst": {"steps": steps}}), base=settings)
+
+
+def _parts(spec: str, total: int | None, limit: int | None, hold_out: float) -> tuple[Slice, Slice]:
+    """Return the frames to learn from and those to measure."""
+    from edge_sfda.adapt.session import Slice
+
+    if hold_out == 0:
+        return Slice(spec, 0, limit), Slice(spec, 0, limit)
+    if total is None or total < 2:
+        raise UsageError(f"--hold-out needs two frames or more and a source that knows its length; {spec} has {total}")
+    cut = min(max(1, round(total * (1 - hold_out))), total - 1)
+    return Slice(spec, 0, cut), Slice(spec, cut, limit)
+
+
+def _measured_on(online: bool, hold_out: float) -> str:
+    if online:
+        return "each frame predicted before it was learned from"
+    return "frames held out from learning" if hold_out else "the frames learned from"
+
+
+def _show(report: dict[str, Any]) -> None:
+    labelled, unlabelled = report["labelled"], report["unlabelled"]
+    say(
+        f"{report['method']}, {report['protocol']}: {report['frames']} frames, {report['steps']} steps, "
+        f"{report['seconds']:.1f} s, seed {report['seed']}"
+    )
+    if labelled is not None:
+        say(f"measured on {labelled['frames']} frames: {labelled['measured_on']}\n")
+        before, after = labelled["before"], labelled["after"]
+        mean = {"mIoU": {"before": before["miou"], "after": after["miou"]}}
+        OUT.print(comparison("IoU %", labelled["classes"] | mean, bold="mIoU"))
+    elif unlabelled is not None:
+        say(f"no labels to measure with; {percent(unlabelled['changed'])} % of the pixels changed class\n")
+        OUT.print(comparison("share of the pixels %", unlabelled["shares"], judge=False))
+    say("")
