@@ -44,10 +44,10 @@ __all__ = [
     "Manifest",
     "Predictor",
     "Session",
+    "__version__",
     "load",
     "open_dataset",
     "open_source",
-    "__version__",
 ]
 
 
