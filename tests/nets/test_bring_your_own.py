@@ -210,6 +210,19 @@ def test_shifted_logits_differ_by_the_offset_and_it_is_saved() -> None:
     assert net.state_dict()["logit_offset"].tolist() == [2.0, -4.0, 1.0]
 
 
+def test_group_norm_behind_frozen_layers_has_a_gradient_and_does_not_end_the_process() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.GroupNorm(2, 8), nn.ReLU(inplace=True), nn.Conv2d(8, 3, 1))
+    hooked = _hook(net, "0").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    hooked.requires_grad_(False)
+    net[1].requires_grad_(True)
+    x = torch.rand(2, 3, 36, 44).contiguous(memory_format=torch.channels_last)
+    hooked(x).logits.square().mean().backward()
+    assert net[1].weight.grad is not None
+    assert bool(net[1].weight.grad.any())
+    assert net[0].weight.grad is None
+    assert not x.requires_grad
+
+
 def test_whole_network_trains_since_its_strides_are_unknown() -> None:
     net = _hook(Plain())
     assert len(net.trainable(8)) == len(list(net.net.parameters()))
