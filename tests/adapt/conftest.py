@@ -25,6 +25,7 @@ class Toy(SegmentationNet):
         self.encoder = nn.Conv2d(3, 6, 4, 4, bias=False)
         self.norm = nn.BatchNorm2d(6)
         self.classifier = nn.Conv2d(6, 4, 3, padding=1)
+        nn.init.normal_(self.classifier.weight, std=3)  # sure of itself, as a trained network is
         self.register_buffer("offset", torch.zeros(4))
 
     def forward(self, x: Tensor) -> Prediction:
@@ -35,7 +36,7 @@ class Toy(SegmentationNet):
         self.offset += offset
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_toy() -> Callable[..., SegmentationNet]:
     """Return a function that makes one: the same weights for the same seed, in eval mode."""
 
@@ -46,7 +47,7 @@ def make_toy() -> Callable[..., SegmentationNet]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_nano() -> Callable[..., SegmentationNet]:
     """Return a function that makes one: the same weights for the same seed, surer of itself than fresh ones are."""
 
@@ -60,7 +61,7 @@ def make_nano() -> Callable[..., SegmentationNet]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_manifest() -> Callable[..., Manifest]:
     def make(
         height: int = 64,
@@ -74,7 +75,7 @@ def make_manifest() -> Callable[..., Manifest]:
     return make
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_frames() -> Callable[..., list[Tensor]]:
     """Return a function that makes uint8 RGB [3, H, W] frames of coarse blocks: something to see at any stride."""
 

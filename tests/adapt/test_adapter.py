@@ -1,0 +1,429 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edge_sfda.adapt.adapter import Adapter
+from edge_sfda.adapt.run import offline
+from edge_sfda.config import AdaptConfig, from_dict
+from edge_sfda.errors import DivergenceError, FrameError
+from edge_sfda.nets import SegmentationNet
+from edge_sfda.nets.normalisation import batch_norms
+
+Make = Callable[..., Any]
+
+# every part on, small: what is tested here must not depend on the defaults
+RECIPE: dict[str, Any] = {
+    "statistics": {"blend": 1.0, "frames": 4, "prior": 1.0},
+    "teacher": {"average_max": 0.9, "flip": True},
+    "reliability": {"enabled": True, "confidence": True, "embedding": 8, "per_class": 16, "warm_up": 3},
+    "mixing": {"enabled": True, "memory": 4, "fraction": 0.5},
+    "view": {"enabled": True, "crop": 0.5},
+    "burst": {"steps": 3, "warm_up": 1, "batch": 2, "rate": 1e-3, "frozen_stride": 0},
+}
+ALL_OFF: dict[str, Any] = {
+    "statistics": {"blend": 0.0, "prior": 0.0},
+    "teacher": {"flip": False, "average_max": 0.0},
+    "reliability": {"enabled": False, "confidence": False},
+    "mixing": {"enabled": False},
+    "view": {"enabled": False},
+}
+WEIGHT = (0.5, 1.0, 2.0, 4.0)
+
+
+def _config(*changes: Mapping[str, Any], seed: int = 0) -> AdaptConfig:
+    config = from_dict(RECIPE, base=AdaptConfig(seed=seed))
+    for change in changes:
+        config = from_dict(change, base=config)
+    return config
+
+
+def _state(net: SegmentationNet) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def _batch(frames: Sequence[Tensor], first: int = 0) -> Tensor:
+    return torch.stack(list(frames[first : first + 2]))
+
+
+@pytest.fixture(scope="module")
+def adapter(make_nano: Make, make_manifest: Make) -> Callable[..., Adapter]:
+    def make(*changes: Mapping[str, Any], seed: int = 0, net_seed: int = 0, **manifest: Any) -> Adapter:
+        manifest = {"height": 64, "width": 96, "class_weight": WEIGHT} | manifest
+        return Adapter(make_nano(net_seed), make_manifest(**manifest), _config(*changes, seed=seed))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def frames(make_frames: Make) -> list[Tensor]:
+    made: list[Tensor] = make_frames(6, 64, 96)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(adapter: Make, frames: list[Tensor]) -> dict[str, Tensor]:
+    """What the whole recipe deploys with seed 0."""
+    method = adapter()
+    offline(method, frames)
+    return _state(method.deployed)
+
+
+def test_two_runs_of_one_seed_give_identical_weights_and_another_seed_does_not(
+    whole: Mapping[str, Tensor], adapter: Make, frames: list[Tensor]
+) -> None:
+    again, other = adapter(), adapter(seed=1)
+    offline(again, frames)
+    offline(other, frames)
+    assert _same(_state(again.deployed), whole)
+    assert not _same(_state(other.deployed), whole)
+
+
+def test_teacher_is_what_is_deployed_and_it_has_moved(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    before = _state(method.deployed)
+    offline(method, frames)
+    assert method.deployed is method.teacher.net
+    moved = [n for n, p in method.deployed.named_parameters() if not torch.equal(p, before[n])]
+    assert len(moved) > 0.9 * len(list(method.deployed.parameters()))
+
+
+def test_first_step_deploys_the_student_and_later_ones_an_average(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    method.begin(frames)
+    students = []
+    for step in range(2):
+        method.step(_batch(frames, step))
+        students.append([p.detach().clone() for p in method.net.parameters()])
+        if step == 0:
+            assert all(torch.equal(a, b) for a, b in zip(method.deployed.parameters(), students[0], strict=True))
+    for mean, first, second in zip(method.deployed.parameters(), *students, strict=True):
+        torch.testing.assert_close(mean, (first + second) / 2)
+
+
+def test_no_gradient_reaches_the_teacher(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    offline(method, frames)
+    assert all(p.grad is None and not p.requires_grad for p in method.teacher.net.parameters())
+    assert all(p.grad is not None for p in method.net.parameters())
+
+
+def test_first_step_moves_each_weight_by_no_more_than_the_rate(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    before = _state(method.net)  # the prior's shift of the bias is in it already
+    method.begin(frames)
+    rate = float(method.step(_batch(frames)).scalars["rate"])
+    moves = torch.cat([(p.detach() - before[n]).abs().flatten() for n, p in method.net.named_parameters()])
+    assert 0 < rate <= 1e-3
+    assert 0.9 * rate < float(moves.max()) < 1.01 * rate  # Adam's first step is the gradient's sign
+
+
+@pytest.mark.parametrize("stride", [2, 8, 32])
+def test_frozen_layers_keep_their_weights_and_the_others_learn(
+    stride: int, adapter: Make, frames: list[Tensor]
+) -> None:
+    method = adapter({"burst": {"frozen_stride": stride}})
+    frozen = {id(p) for layer in method.net.encoder.up_to(stride) for p in layer.parameters()}
+    names = {name for name, p in method.net.named_parameters() if id(p) in frozen}
+    before = _state(method.net)
+    offline(method, frames)
+    for net in (method.net, method.deployed):
+        changed = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+        assert names
+        assert not names & changed
+        assert {name for name, _ in net.named_parameters()} - names == changed
+
+
+def test_statistics_of_student_and_teacher_are_the_target_s(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    before = _state(method.net)
+    method.begin(frames)
+    (mine, *_), (theirs, *_) = batch_norms(method.deployed), batch_norms(method.net)
+    assert mine.running_mean is theirs.running_mean
+    assert not torch.equal(method.net.state_dict()["encoder._bn0.running_mean"], before["encoder._bn0.running_mean"])
+
+
+def test_steps_leave_the_statistics_and_the_modes_as_they_are(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    method.begin(frames)
+    before = {name: value for name, value in _state(method.net).items() if "running_" in name}
+    for step in range(3):
+        method.step(_batch(frames, step))
+    after = {name: value for name, value in method.net.state_dict().items() if "running_" in name}
+    assert _same(before, after)
+    assert not any(m.training for m in method.net.modules())
+
+
+def test_reliability_is_scored_before_the_frame_trains_the_metric(adapter: Make, frames: list[Tensor]) -> None:
+    first, second = adapter(), adapter()
+    for method in (first, second):
+        method.begin(frames)
+    batch = _batch(frames)
+    view = first.teacher.predict(first.normaliser(batch))
+    expected = first.reliability.score(view.features, view.label)
+    first.reliability.learn(view.features, view.label)
+    later = first.reliability.score(view.features, view.label)
+    report = second.step(batch)
+    assert torch.equal(report.scalars["reliability"], expected.mean())
+    assert not torch.equal(later.mean(), expected.mean())
+    assert torch.equal(report.scalars["weight"], (expected * view.confidence).mean())
+    # and it has learned from the frame once, no more
+    assert _same(first.reliability.net.state_dict(), second.reliability.net.state_dict())
+
+
+def test_warm_up_trains_the_metric_and_no_weight_of_the_network(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter({"statistics": {"blend": 0.0}, "reliability": {"warm_up": 5}})
+    before = _state(method.net), _state(method.deployed)
+    proxies = method.reliability.net.proxies.detach().clone()
+    method.begin(frames)
+    steps = {int(state["step"]) for state in method.reliability.optimizer.state.values()}
+    assert steps == {5}
+    assert not torch.equal(method.reliability.net.proxies.detach(), proxies)
+    assert _same(_state(method.net), before[0])
+    assert _same(_state(method.deployed), before[1])
+
+
+def test_metric_has_not_been_trained_where_there_is_no_warm_up(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter({"reliability": {"warm_up": 0}})
+    method.begin(frames)
+    assert not method.reliability.optimizer.state
+    assert math.isfinite(float(method.step(_batch(frames)).loss))
+
+
+def test_loss_is_the_weighted_sum_over_the_number_of_pixels(adapter: Make, frames: list[Tensor]) -> None:
+    plain = {"mixing": {"enabled": False}, "view": {"enabled": False}}
+    method = adapter(plain)
+    method.begin(frames)
+    batch = _batch(frames)
+    x = method.normaliser(batch)
+    view = method.teacher.predict(x)
+    twin = adapter(plain)
+    twin.begin(frames)
+    weight = view.confidence * twin.reliability.score(view.features, view.label)
+    with torch.no_grad():
+        pixel = F.cross_entropy(method.net(x).logits, view.label, reduction="none")
+    report = method.step(batch)
+    assert float(weight.max()) < 1
+    torch.testing.assert_close(report.loss, (weight * pixel).sum() / weight.numel())
+    assert not torch.allclose(report.loss, (weight * pixel).sum() / weight.sum(), rtol=1e-2)
+
+
+def test_unmixed_frames_are_kept_with_their_own_labels(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter({"mixing": {"memory": 4}})
+    method.begin(frames)
+    given: list[tuple[Tensor, ...]] = []
+    push = method.memory.push
+    method.memory.push = lambda *batch: (given.append(batch), push(*batch))
+    for step in range(2):
+        batch = _batch(frames, 2 * step)
+        view = method.teacher.predict(method.normaliser(batch))
+        method.step(batch)
+        assert torch.equal(given[step][0], batch)
+        assert torch.equal(given[step][1], view.label)
+    assert len(method.memory) == 4
+
+
+def test_prior_is_undone_in_student_and_teacher_before_anything_else(adapter: Make, make_nano: Make) -> None:
+    source = make_nano()
+    method = adapter()
+    shift = -torch.tensor(WEIGHT).log()
+    torch.testing.assert_close(method.net.classifier.bias, source.classifier.bias + shift)
+    torch.testing.assert_close(method.deployed.classifier.bias, source.classifier.bias + shift)
+
+
+@pytest.mark.parametrize(
+    "off",
+    [
+        {"statistics": {"blend": 0.0}},
+        {"statistics": {"prior": 0.0}},
+        {"teacher": {"flip": False}},
+        {"teacher": {"average_max": 0.0}},
+        {"reliability": {"enabled": False}},
+        {"reliability": {"confidence": False}},
+        {"mixing": {"enabled": False}},
+        {"mixing": {"fraction": 0.0}},
+        {"view": {"enabled": False}},
+        {"view": {"strength": 0.0}},
+        {"view": {"crop": 1.0}},
+        {"burst": {"frozen_stride": 8}},
+    ],
+    ids=lambda off: next(f"{part}.{name}" for part, values in off.items() for name in values),
+)
+def test_every_part_can_be_switched_off_and_was_doing_something(
+    off: Mapping[str, Any], whole: Mapping[str, Tensor], adapter: Make, frames: list[Tensor]
+) -> None:
+    less = adapter(off)
+    offline(less, frames)
+    assert not _same(whole, _state(less.deployed))
+
+
+def test_all_off_is_plain_self_training(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(ALL_OFF)
+    source = _state(method.net)
+    method.begin(frames)
+    assert method.reliability is None
+    assert _same(_state(method.net), source)
+    batch = _batch(frames)
+    with torch.no_grad():
+        logits = method.net(method.normaliser(batch)).logits
+        expected = F.cross_entropy(logits, logits.argmax(1))
+    report = method.step(batch)
+    torch.testing.assert_close(report.loss, expected)
+    assert float(report.scalars["weight"]) == 1.0
+    assert float(report.scalars["agreement"]) == 1.0
+    assert "reliability" not in report.scalars
+    assert len(method.memory) == 0
+    assert all(torch.equal(a, b) for a, b in zip(method.deployed.parameters(), method.net.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("enabled", "confidence"), [(True, False), (False, True), (False, False)])
+def test_weight_is_the_product_of_what_is_on(
+    enabled: bool, confidence: bool, adapter: Make, frames: list[Tensor]
+) -> None:
+    method = adapter({"reliability": {"enabled": enabled, "confidence": confidence}})
+    method.begin(frames)
+    batch = _batch(frames)
+    view = method.teacher.predict(method.normaliser(batch))
+    report = method.step(batch)
+    expected = torch.ones(()) if not confidence else view.confidence.mean()
+    expected = report.scalars["reliability"] if enabled else expected
+    torch.testing.assert_close(report.scalars["weight"], expected)
+
+
+def test_rate_follows_the_burst(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(ALL_OFF, {"burst": {"warm_up": 1, "steps": 4, "rate": 0.01}})
+    method.begin(frames)
+    rates = [float(method.step(_batch(frames)).scalars["rate"]) for _ in range(5)]
+    half = [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
+    assert rates == pytest.approx([0.01 * 0.5 * half[0], *(0.01 * h for h in half[1:])], abs=1e-8)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-8)
+
+
+def test_last_step_of_rate_zero_moves_nothing(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter({"burst": {"steps": 2}})
+    method.begin(frames)
+    for _ in range(2):
+        method.step(_batch(frames))
+    before = _state(method.net)
+    method.step(_batch(frames))
+    assert _same(_state(method.net), before)
+
+
+def test_batch_that_weighs_less_than_usual_takes_a_smaller_step(adapter: Make, frames: list[Tensor]) -> None:
+    rates = []
+    for usual in (1.0, 4.0, 0.25):
+        method = adapter()
+        method.begin(frames)
+        weight = float(adapter_weight(method, frames))
+        # before this step's share of 0.05 is taken in
+        method.usual_weight.fill_((usual * weight - 0.05 * weight) / 0.95)
+        rates.append(float(method.step(_batch(frames)).scalars["rate"]))
+    assert rates[1] == pytest.approx(rates[0] / 4, rel=1e-3)
+    assert rates[2] == pytest.approx(rates[0], rel=1e-3)  # never more than the burst's rate
+
+
+def adapter_weight(method: Adapter, frames: list[Tensor]) -> Tensor:
+    view = method.teacher.predict(method.normaliser(_batch(frames)))
+    assert method.reliability is not None
+    return (view.confidence * method.reliability.score(view.features, view.label)).mean()
+
+
+def test_stream_has_a_constant_share_of_the_rate_and_no_step_0(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(ALL_OFF, {"burst": {"steps": 2, "rate": 0.01, "online_share": 0.25}})
+    before = _state(method.net)
+    method.begin(())
+    assert _same(_state(method.net), before)
+    rates = [float(method.step(_batch(frames)).scalars["rate"]) for _ in range(5)]
+    assert rates == pytest.approx([0.0025] * 5)
+
+
+def test_reports_are_on_the_device_and_carry_no_graph(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    method.begin(frames)
+    report = method.step(_batch(frames))
+    assert set(report.scalars) >= {"reliability", "metric_loss", "weight", "confidence", "rate", "agreement"}
+    for value in (report.loss, *report.scalars.values()):
+        assert value.shape == ()
+        assert not value.requires_grad
+        assert bool(value.isfinite())
+    first = float(report.scalars["rate"])
+    method.step(_batch(frames))
+    assert float(report.scalars["rate"]) == first  # a copy: the optimizer's own tensor has moved on
+
+
+def test_agreement_is_the_share_of_pixels_taught_what_they_say(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter({"view": {"enabled": False}, "mixing": {"enabled": False}})
+    method.begin(frames)
+    batch = _batch(frames)
+    x = method.normaliser(batch)
+    with torch.no_grad():
+        expected = (method.net(x).logits.argmax(1) == method.teacher.predict(x).label).float().mean()
+    torch.testing.assert_close(method.step(batch).scalars["agreement"], expected)
+    assert 0 < float(expected) < 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        torch.zeros(2, 3, 64, 96),
+        torch.zeros(2, 3, 64, 64, dtype=torch.uint8),
+        torch.zeros(3, 64, 96, dtype=torch.uint8),
+        torch.zeros(0, 3, 64, 96, dtype=torch.uint8),
+    ],
+)
+def test_frame_of_another_type_or_size_is_refused_and_leaves_no_trace(
+    bad: Tensor, adapter: Make, frames: list[Tensor]
+) -> None:
+    method, untouched = adapter(), adapter()
+    for each in (method, untouched):
+        each.begin(frames)
+    with pytest.raises(FrameError):
+        method.step(bad)
+    for each in (method, untouched):
+        each.step(_batch(frames))
+    assert _same(_state(method.deployed), _state(untouched.deployed))
+
+
+@pytest.mark.parametrize("name", ["encoder._conv_stem.weight", "classifier.bias"])
+def test_weights_that_are_not_finite_end_the_run(name: str, adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    with torch.no_grad():
+        method.net.get_parameter(name)[0] = math.nan
+    with pytest.raises(DivergenceError, match="is not finite after adaptation"):
+        offline(method, frames)
+
+
+@pytest.mark.parametrize("size", [(66, 98), (65, 97), (33, 64), (32, 32)])
+def test_sizes_that_the_stride_does_not_divide_adapt(size: tuple[int, int], adapter: Make, make_frames: Make) -> None:
+    method = adapter(height=size[0], width=size[1])
+    offline(method, make_frames(4, *size))
+    assert all(bool(p.isfinite().all()) for p in method.deployed.parameters())
+
+
+def test_one_single_frame_adapts(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    before = _state(method.deployed)
+    offline(method, frames[:1])
+    assert not _same(_state(method.deployed), before)
+
+
+def test_self_training_makes_the_student_surer_of_what_it_is_taught(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(ALL_OFF, {"teacher": {"average_max": 0.99}, "burst": {"steps": 30, "rate": 3e-3}})
+    losses: list[float] = []
+    offline(method, frames, on_step=lambda step, report: losses.append(float(report.loss)))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_manifest_without_class_weights_has_no_prior_to_undo(adapter: Make, make_nano: Make) -> None:
+    method = adapter(class_weight=None)
+    assert torch.equal(method.net.classifier.bias, make_nano().classifier.bias)
