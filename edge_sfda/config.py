@@ -35,7 +35,7 @@ class StatisticsConfig:
 
     blend: float = 1.0  # share of the target in the running statistics; 0 leaves the source's
     frames: int = 48  # frames they are estimated over; a few dozen settle them
-    prior: float = 1.0  # share of the source's class weights undone in the teacher's posterior; 0 leaves it
+    prior: float = 0.5  # share of the source's class weights undone; half was best on the scene's domains
 
     def __post_init__(self) -> None:
         _check("statistics.blend", self.blend, 0, 1)
@@ -47,7 +47,7 @@ class StatisticsConfig:
 class TeacherConfig:
     """Mean teacher (the paper's); its view of a frame (ours)."""
 
-    average_max: float = 0.99  # a_max of a = min(1 - 1/(k+1), a_max)
+    average_max: float = 0.95  # a_max of a = min(1 - 1/(k+1), a_max): a burst of 100 steps needs a short memory
     flip: bool = True  # average over the frame and its mirror image: better labels for two forwards more a step
 
     def __post_init__(self) -> None:
@@ -96,12 +96,12 @@ class ViewConfig:
     """The student's strong view: crop, mirror, colour, blur (ours)."""
 
     enabled: bool = True
-    strength: float = 1.0  # scales the ranges below
+    strength: float = 0.5  # scales the ranges below; in so short a burst a strong one costs more than it brings
     brightness: float = 0.2  # factor drawn from 1 - b .. 1 + b
     contrast: float = 0.2
     saturation: float = 0.2
     blur: float = 0.5  # probability of a 3x3 binomial blur
-    crop: float = 0.8  # side of the student's crop as a share of the frame's: work falls with its square
+    crop: float = 0.75  # side of the student's crop as a share of the frame's: work falls with its square
 
     def __post_init__(self) -> None:
         _check("view.strength", self.strength, 0, 4)
@@ -115,13 +115,16 @@ class ViewConfig:
 class BurstConfig:
     """A bounded burst of steps; the rate falls to zero within it (ours; METHOD b)."""
 
-    steps: int = 80  # quality peaks and then falls in every self-training variant: few steps
+    steps: int = 100  # quality peaks and then falls in every self-training variant: few steps
     warm_up: int = 8  # steps over which the rate rises
     batch: int = 2  # frames a step
-    rate: float = 3e-5  # AdamW rate of the student at its peak
+    rate: float = 1e-3  # AdamW rate of the student at its peak; 3e-5 where all weights are trained
     weight_decay: float = 0.0
+    affine_only: bool = True  # train scale and shift of the normalisation layers alone, as TENT does
+    batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
+    entropy: float = 0.5  # share of the student's own entropy in the loss, in place of the teacher's label
     frozen_stride: int = 0  # encoder layers up to this stride keep their weights: most of the backward pass lies there
-    online_share: float = 0.3  # constant share of the rate on a stream, where no burst ends
+    online_share: float = 0.1  # constant share of the rate on a stream, where no burst ends
 
     def __post_init__(self) -> None:
         _check("burst.steps", self.steps, 0, 1_000_000)
@@ -129,6 +132,7 @@ class BurstConfig:
         _check("burst.batch", self.batch, 1, 256)
         _check("burst.rate", self.rate, 0, 1)
         _check("burst.weight_decay", self.weight_decay, 0, 1)
+        _check("burst.entropy", self.entropy, 0, 1)
         _check("burst.frozen_stride", self.frozen_stride, 0, 32)
         _check("burst.online_share", self.online_share, 0, 1)
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
 from edge_sfda.adapt.prior import undo_class_weight
 from edge_sfda.adapt.reliability import Reliability
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.adapt.view import StrongView
-from edge_sfda.config import AdaptConfig
+from edge_sfda.config import AdaptConfig, BurstConfig
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.nets.normalisation import affine_parameters, batch_statistics, estimate
 from edge_sfda.ops.weighted_cross_entropy import weighted_cross_entropy
 
 
@@ -40,8 +42,9 @@ class Adapter(Method):
         # fused: takes the rate as a tensor, so that it can follow the weights' mean without a host sync
         self.rate = torch.zeros((), device=self.device)
         self.optimizer = torch.optim.AdamW(
-            net.trainable(config.burst.frozen_stride), lr=self.rate, weight_decay=config.burst.weight_decay, fused=True
+            _trained(net, config.burst), lr=self.rate, weight_decay=config.burst.weight_decay, fused=True
         )
+        self.frames: Sequence[Tensor] = ()
         self.usual_weight = torch.full((), torch.nan, device=self.device)
         self.steps = 0
         self.online = False
@@ -56,6 +59,7 @@ class Adapter(Method):
         self.online = len(frames) == 0
         if self.online:
             return
+        self.frames = frames
         self._begin_statistics(frames, blend=self.config.statistics.blend)
         if self.reliability is not None:
             batches = self._batches(frames)
@@ -81,13 +85,27 @@ class Adapter(Method):
             taught = self.memory.mix(*taught)
             self.memory.push(frames, view.label, weight)
         student_frames, label, student_weight = self.view(*taught)
-        logits = self.net(self.normaliser(student_frames)).logits
-        loss = weighted_cross_entropy(logits, label, student_weight)
+        with batch_statistics(self.net, enabled=self.config.burst.batch_statistics and not self.online):
+            logits = self.net(self.normaliser(student_frames)).logits
+        loss = self._loss(logits, label, student_weight)
         # the floor: a batch that weighs nothing, as usual, must stand still; 0 / 0 would make every weight NaN
         self._update(loss, trust=(weight.mean() / self.usual_weight.clamp(min=1e-12)).clamp(max=1))
         scalars |= {"weight": weight.mean(), "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
         return StepReport(loss.detach(), scalars)
+
+    def finish(self) -> None:
+        """Re-estimate the statistics under the new weights, where the burst normalised by its batches."""
+        if self.config.burst.batch_statistics and len(self.frames) > 0:
+            estimate(self.teacher.net, self._batches(self.frames), blend=1.0)
+        super().finish()
+
+    def _loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
+        share = self.config.burst.entropy
+        loss = weighted_cross_entropy(logits, label, weight) if share < 1 else logits.new_zeros(())
+        if share > 0:
+            loss = (1 - share) * loss + share * (entropy(logits) * weight).mean()
+        return loss
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weight of each pixel, float [B, h, w], then let the metric network learn from these frames."""
@@ -114,6 +132,17 @@ class Adapter(Method):
         self.optimizer.step()
         self.teacher.update()
         self.steps += 1
+
+
+def _trained(net: SegmentationNet, burst: BurstConfig) -> list[nn.Parameter]:
+    """Return what the burst trains; everything else stops requiring a gradient, which spares its part of backward."""
+    behind = net.trainable(burst.frozen_stride)
+    affine = {id(parameter) for parameter in affine_parameters(net)}
+    trained = [p for p in behind if id(p) in affine] if burst.affine_only else behind
+    net.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return trained
 
 
 def _agreement(logits: Tensor, label: Tensor) -> Tensor:

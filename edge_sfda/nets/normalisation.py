@@ -61,6 +61,16 @@ def estimate(net: nn.Module, batches: Iterable[Tensor], *, blend: float) -> None
         _stat(layer.running_var).lerp_(var, 1 - blend)
 
 
+@contextmanager
+def batch_statistics(net: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+    """In the body, normalise by each batch's own statistics; the running ones stay as they are."""
+    if not enabled:
+        yield
+        return
+    with _collecting(net, 0.0):
+        yield
+
+
 @torch.no_grad()
 def observe(net: nn.Module, x: Tensor, *, momentum: float) -> None:
     """Move the running statistics towards those of `x` by `momentum`, in place; the outputs are dropped.
