@@ -15,6 +15,7 @@ from edge_sfda.adapt.reliability import Reliability
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.adapt.view import StrongView
 from edge_sfda.config import AdaptConfig, BurstConfig
+from edge_sfda.errors import NetError
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.normalisation import affine_parameters, batch_statistics, estimate
@@ -139,6 +140,10 @@ def _trained(net: SegmentationNet, burst: BurstConfig) -> list[nn.Parameter]:
     behind = net.trainable(burst.frozen_stride)
     affine = {id(parameter) for parameter in affine_parameters(net)}
     trained = [p for p in behind if id(p) in affine] if burst.affine_only else behind
+    if not trained:
+        raise NetError(
+            f"{type(net).__name__} has no normalisation layer with scale and shift; set burst.affine_only = false"
+        )
     net.requires_grad_(False)
     for parameter in trained:
         parameter.requires_grad_(True)
