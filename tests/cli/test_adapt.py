@@ -104,7 +104,10 @@ def test_frames_of_mixed_sizes_are_learned_from(run_cli, nano: Path, quick: Path
 
 
 def test_video_is_learned_from(run_cli, nano: Path, quick: Path, tmp_path: Path) -> None:
-    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48))
+    # OpenCV's own writer: FFmpeg's would settle its log's level for the process, before the package does
+    writer = cv2.VideoWriter(
+        str(tmp_path / "v.avi"), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48)
+    )
     for value in (50, 100, 150):
         writer.write(np.full((48, 64, 3), value, np.uint8))
     writer.release()

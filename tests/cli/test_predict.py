@@ -77,7 +77,8 @@ def test_interrupt_keeps_what_is_written_and_exits_130(
 
 def _video_without_frames(folder: Path) -> Path:
     path = folder / "v.avi"
-    cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48)).release()
+    # OpenCV's own writer: FFmpeg's would settle its log's level for the process, before the package does
+    cv2.VideoWriter(str(path), cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter.fourcc(*"MJPG"), 10, (64, 48)).release()
     return path
 
 
