@@ -54,10 +54,14 @@ def progress(what: str) -> Iterator[OnStep]:
         TextColumn("[dim]{task.fields[aside]}"),
     )
     with Progress(*columns, console=ERR, transient=True, disable=not ERR.is_terminal) as bar:
-        task = bar.add_task(what, total=None, aside="")
+        shown, task = what, bar.add_task(what, total=None, aside="")
 
         def step(done: int, total: int | None, aside: str = "", *, what: str = what) -> None:
-            bar.update(task, completed=done, total=total, aside=aside, description=what)
+            nonlocal shown, task
+            if what != shown:  # a task cannot go back to a total that is not known
+                bar.remove_task(task)
+                shown, task = what, bar.add_task(what, total=total, aside=aside)
+            bar.update(task, completed=done, total=total, aside=aside)
 
         yield step
 
