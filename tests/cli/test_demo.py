@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from edge_sfda import config
+from edge_sfda.cli.adapt import BUILT_IN_MODEL
+from edge_sfda.data.scene import SCENE_CLASSES
+from edge_sfda.nets import load
 
 
 @pytest.fixture
@@ -34,3 +37,8 @@ def test_unknown_domain_is_wrong_usage(run_cli, nano: Path, tmp_path: Path) -> N
     assert ran.code == 2
     assert "unknown scene domain 'mars'" in ran.err
     assert not (tmp_path / "demo").exists()
+
+
+def test_built_in_source_network_is_small_and_knows_the_scene() -> None:
+    assert BUILT_IN_MODEL.stat().st_size < 3_000_000
+    assert load(BUILT_IN_MODEL)[1].classes == SCENE_CLASSES
