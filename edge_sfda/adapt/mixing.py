@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from edge_sfda.adapt.grid import cell_size
 from edge_sfda.config import MixingConfig
 
 
@@ -90,6 +91,9 @@ class DonorMemory:
 
 
 def _enlarge(mask: Tensor, height: int, width: int) -> Tensor:
-    """Repeat each cell of [B, h, w] over its block of pixels; the last blocks are cut to [B, H, W]."""
-    rows, columns = -(-height // mask.shape[-2]), -(-width // mask.shape[-1])
-    return mask.repeat_interleave(rows, -2)[:, :height].repeat_interleave(columns, -1)[:, :, :width]
+    """Repeat each cell of [B, h, w] over its block of pixels; the last blocks are cut, or drawn out, to [B, H, W]."""
+    rows, columns = (
+        torch.arange(pixels, device=mask.device).floor_divide(cell_size(pixels, cells)).clamp(max=cells - 1)
+        for pixels, cells in zip((height, width), mask.shape[-2:], strict=True)
+    )
+    return mask[:, rows[:, None], columns]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_sfda.adapt.grid import cell_size
 from edge_sfda.config import ViewConfig
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of RGB
@@ -43,7 +44,7 @@ class StrongView:
 
     def _geometry(self, frame: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sides = tuple(zip(frame.shape[-2:], label.shape, strict=True))
-        stride = max(-(-pixels // cells) for pixels, cells in sides)
+        stride = max(cell_size(pixels, cells) for pixels, cells in sides)
         # whole cells only: a last one that the frame cuts would give views of unequal size, and shift a mirrored label
         (top, h), (left, w) = (self._span(min(cells, pixels // stride), stride) for pixels, cells in sides)
         frame = frame[:, top * stride : (top + h) * stride, left * stride : (left + w) * stride]

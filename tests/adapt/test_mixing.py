@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -61,6 +63,20 @@ def test_image_label_and_weight_are_pasted_together(height: int, width: int, str
     sources, _ = _decode(*memory.mix(*target), stride=stride)
     assert {int(s) for s in sources[0].unique()} == {1, 9}
     assert {int(s) for s in sources[1].unique()} == {2, 9}
+
+
+def test_grid_that_was_rounded_down_stays_aligned() -> None:
+    memory = _memory(fraction=1.0)
+    label = torch.zeros(1, 8, 10, dtype=torch.int64)
+    label[0, 7, 9] = 1  # the last cell
+    weight = torch.where(label == 1, 1.0, 0.0)
+    memory.config = dataclasses.replace(memory.config, fraction=0.5)  # one of two: the one that weighs
+    memory.push(torch.full((1, 3, 35, 43), 9, dtype=torch.uint8), label, weight)
+    frames, mixed, _ = memory.mix(torch.zeros(1, 3, 35, 43, dtype=torch.uint8), torch.full_like(label, 2), weight)
+    assert torch.equal(mixed == 1, label == 1)
+    expected = torch.zeros(35, 43, dtype=torch.uint8)
+    expected[28:, 36:] = 9  # and the pixels left over, which have no cell of their own
+    assert torch.equal(frames[0, 0], expected)
 
 
 def test_class_is_pasted_whole_and_the_rest_is_untouched() -> None:

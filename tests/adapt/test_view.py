@@ -52,6 +52,19 @@ def test_image_label_and_weight_stay_aligned(height: int, width: int, stride: in
         torch.testing.assert_close(frames, enlarged[:, None].expand(-1, 3, -1, -1).float(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("crop", [0.6, 1.0])
+def test_grid_that_was_rounded_down_stays_aligned(crop: float) -> None:
+    _, label, weight = _painted(64, 96, 4)
+    painted = label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    frames = torch.full((3, 3, 67, 99), 255, dtype=torch.uint8)  # the last three rows and columns have no cell
+    frames[:, :, :64, :96] = painted[:, None].to(torch.uint8)
+    view = StrongView(dataclasses.replace(PLAIN, crop=crop), seed=0)
+    for _ in range(6):
+        out, out_label, _ = view(frames, label, weight)
+        enlarged = out_label.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        torch.testing.assert_close(out, enlarged[:, None].expand(-1, 3, -1, -1).float(), atol=1e-3, rtol=0)
+
+
 def test_view_is_a_crop_of_the_frame_or_of_its_mirror_image() -> None:
     given = _painted(64, 96, 4, count=1)
     whole = given[1][0]
