@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda.adapt.losses import entropy
@@ -105,6 +106,8 @@ class Adapter(Method):
         share = self.config.burst.entropy
         loss = weighted_cross_entropy(logits, label, weight) if share < 1 else logits.new_zeros(())
         if share > 0:
+            if logits.shape[-2:] != weight.shape[-2:]:  # a grid that the network rounds down
+                logits = F.interpolate(logits, size=weight.shape[-2:], mode="bilinear", align_corners=False)
             loss = (1 - share) * loss + share * (entropy(logits) * weight).mean()
         return loss
 
