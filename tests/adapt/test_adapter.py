@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,14 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge_sfda.adapt.adapter import Adapter
-from edge_sfda.adapt.run import offline
+from edge_sfda.adapt.run import learn_online, offline
 from edge_sfda.config import AdaptConfig, from_dict
-from edge_sfda.errors import DivergenceError, FrameError
+from edge_sfda.errors import DivergenceError, FrameError, NetError
 from edge_sfda.nets import SegmentationNet
-from edge_sfda.nets.normalisation import batch_norms
+from edge_sfda.nets.bring_your_own import Hooked
+from edge_sfda.nets.normalisation import affine_parameters, batch_norms, estimate
 
 Make = Callable[..., Any]
 
@@ -24,9 +26,21 @@ RECIPE: dict[str, Any] = {
     "teacher": {"average_max": 0.9, "flip": True},
     "reliability": {"enabled": True, "confidence": True, "embedding": 8, "per_class": 16, "warm_up": 3},
     "mixing": {"enabled": True, "memory": 4, "fraction": 0.5},
-    "view": {"enabled": True, "crop": 0.5},
-    "burst": {"steps": 3, "warm_up": 1, "batch": 2, "rate": 1e-3, "frozen_stride": 0},
+    "view": {"enabled": True, "strength": 1.0, "blur": 0.5, "crop": 0.5},
+    "burst": {
+        "steps": 3,
+        "warm_up": 1,
+        "batch": 2,
+        "rate": 1e-3,
+        "weight_decay": 0.0,
+        "frozen_stride": 0,
+        "affine_only": False,
+        "batch_statistics": False,
+        "entropy": 0.0,
+    },
 }
+AFFINE: dict[str, Any] = {"burst": {"affine_only": True, "batch_statistics": True, "entropy": 0.5}}
+STILL: dict[str, Any] = {"mixing": {"enabled": False}, "view": {"enabled": False}}  # the student sees what came
 ALL_OFF: dict[str, Any] = {
     "statistics": {"blend": 0.0, "prior": 0.0},
     "teacher": {"flip": False, "average_max": 0.0},
@@ -201,13 +215,12 @@ def test_metric_has_not_been_trained_where_there_is_no_warm_up(adapter: Make, fr
 
 
 def test_loss_is_the_weighted_sum_over_the_number_of_pixels(adapter: Make, frames: list[Tensor]) -> None:
-    plain = {"mixing": {"enabled": False}, "view": {"enabled": False}}
-    method = adapter(plain)
+    method = adapter(STILL)
     method.begin(frames)
     batch = _batch(frames)
     x = method.normaliser(batch)
     view = method.teacher.predict(x)
-    twin = adapter(plain)
+    twin = adapter(STILL)
     twin.begin(frames)
     weight = view.confidence * twin.reliability.score(view.features, view.label)
     with torch.no_grad():
@@ -256,10 +269,13 @@ def test_prior_is_undone_in_student_and_teacher_before_anything_else(adapter: Ma
         {"view": {"strength": 0.0}},
         {"view": {"crop": 1.0}},
         {"burst": {"frozen_stride": 8}},
+        {"burst": {"affine_only": True}},
+        {"burst": {"batch_statistics": True}},
+        {"burst": {"entropy": 0.5}},
     ],
     ids=lambda off: next(f"{part}.{name}" for part, values in off.items() for name in values),
 )
-def test_every_part_can_be_switched_off_and_was_doing_something(
+def test_every_part_can_be_switched_and_does_something(
     off: Mapping[str, Any], whole: Mapping[str, Tensor], adapter: Make, frames: list[Tensor]
 ) -> None:
     less = adapter(off)
@@ -362,7 +378,7 @@ def test_reports_are_on_the_device_and_carry_no_graph(adapter: Make, frames: lis
 
 
 def test_agreement_is_the_share_of_pixels_taught_what_they_say(adapter: Make, frames: list[Tensor]) -> None:
-    method = adapter({"view": {"enabled": False}, "mixing": {"enabled": False}})
+    method = adapter(STILL)
     method.begin(frames)
     batch = _batch(frames)
     x = method.normaliser(batch)
@@ -427,3 +443,112 @@ def test_self_training_makes_the_student_surer_of_what_it_is_taught(adapter: Mak
 def test_manifest_without_class_weights_has_no_prior_to_undo(adapter: Make, make_nano: Make) -> None:
     method = adapter(class_weight=None)
     assert torch.equal(method.net.classifier.bias, make_nano().classifier.bias)
+
+
+def _affine(net: SegmentationNet) -> set[str]:
+    ids = {id(p) for p in affine_parameters(net)}
+    return {name for name, p in net.named_parameters() if id(p) in ids}
+
+
+def test_affine_burst_trains_scale_and_shift_alone(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(AFFINE)
+    before = _state(method.net)
+    offline(method, frames)
+    for net in (method.net, method.deployed):
+        assert {n for n, p in net.named_parameters() if not torch.equal(p, before[n])} == _affine(net)
+    assert all(p.grad is None for name, p in method.net.named_parameters() if name not in _affine(method.net))
+
+
+def test_affine_burst_leaves_frozen_layers_alone(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(AFFINE, {"burst": {"frozen_stride": 8}})
+    frozen = {id(p) for layer in method.net.encoder.up_to(8) for p in layer.parameters()}
+    behind = {n for n, p in method.net.named_parameters() if id(p) not in frozen} & _affine(method.net)
+    before = _state(method.net)
+    offline(method, frames)
+    assert {n for n, p in method.net.named_parameters() if not torch.equal(p, before[n])} == behind
+
+
+def test_affine_burst_of_one_seed_repeats_bit_for_bit(adapter: Make, frames: list[Tensor]) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        method = adapter(AFFINE, seed=seed)
+        offline(method, frames)
+        states.append(_state(method.deployed))
+    assert _same(states[0], states[1])
+    assert not _same(states[0], states[2])
+
+
+def test_affine_burst_needs_a_layer_to_train(make_manifest: Make) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8, affine=False), nn.Conv2d(8, 4, 1))
+    net = Hooked(plain, encoder_layer="0", classes=4)
+    with pytest.raises(NetError, match="no normalisation layer with scale and shift; set burst.affine_only = false"):
+        Adapter(net, make_manifest(), _config(AFFINE))
+
+
+def test_student_normalises_by_its_batch_and_the_teacher_does_not(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(
+        STILL, {"burst": {"batch_statistics": True}, "reliability": {"enabled": False, "confidence": False}}
+    )
+    method.begin(frames)
+    before = _state(method.net)
+    batch = _batch(frames)
+    x = method.normaliser(batch)
+    label = method.teacher.predict(x).label
+    twin = copy.deepcopy(method.net)
+    for layer in batch_norms(twin):
+        layer.train()
+    with torch.no_grad():
+        expected = F.cross_entropy(twin(x).logits, label)
+    torch.testing.assert_close(method.step(batch).loss, expected, rtol=1e-4, atol=1e-5)
+    running = {name: value for name, value in _state(method.net).items() if "running_" in name}
+    assert _same(running, {name: before[name] for name in running})
+    assert not any(m.training for m in method.net.modules())
+
+
+def test_statistics_are_estimated_anew_at_the_end_of_such_a_burst(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(AFFINE)
+    offline(method, frames)
+    expected = copy.deepcopy(method.deployed)
+    estimate(expected, [method.normaliser(torch.stack([frames[i] for i in (0, 1, 3, 4)]))], blend=1.0)
+    assert _same(_state(method.deployed), _state(expected))
+
+
+def test_stream_uses_running_statistics_and_estimates_nothing_at_its_end(adapter: Make, frames: list[Tensor]) -> None:
+    states = []
+    for batch_statistics in (False, True):
+        method = adapter({"burst": {"batch_statistics": batch_statistics}})
+        method.begin(())
+        for frame in frames[:2]:
+            learn_online(method, frame)
+        method.finish()
+        states.append({n: v for n, v in _state(method.deployed).items() if "num_batches" not in n})
+    assert _same(states[0], states[1])
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_loss_is_the_share_of_the_student_s_weighted_entropy(share: float, adapter: Make, frames: list[Tensor]) -> None:
+    method, twin = adapter(STILL, {"burst": {"entropy": share}}), adapter(STILL)
+    method.begin(frames)
+    twin.begin(frames)
+    batch = _batch(frames)
+    x = method.normaliser(batch)
+    view = method.teacher.predict(x)
+    assert twin.reliability is not None
+    weight = view.confidence * twin.reliability.score(view.features, view.label)
+    with torch.no_grad():
+        logits = method.net(x).logits
+    probs = logits.softmax(1)
+    entropy = -(weight * (probs * probs.log()).sum(1)).sum() / weight.numel()
+    taught = (weight * F.cross_entropy(logits, view.label, reduction="none")).sum() / weight.numel()
+    torch.testing.assert_close(method.step(batch).loss, share * entropy + (1 - share) * taught, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "kernel"), [((66, 98), 4), ((175, 175), 16)])
+def test_network_that_rounds_its_grid_down_adapts(
+    size: tuple[int, int], kernel: int, make_manifest: Make, make_frames: Make
+) -> None:
+    plain = nn.Sequential(nn.Conv2d(3, 8, kernel, kernel), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    method = Adapter(Hooked(plain, encoder_layer="0", classes=4), make_manifest(*size), _config(AFFINE))
+    before = _state(method.deployed)
+    offline(method, make_frames(4, *size))
+    assert not _same(_state(method.deployed), before)

@@ -68,13 +68,21 @@ def _numbered(count: int) -> list[Tensor]:
     return [torch.full((3, 64, 64), i, dtype=torch.uint8) for i in range(count)]
 
 
-def _config(name: str = "stvm", *, seed: int = 0, steps: int = 2, batch: int = 2) -> AdaptConfig:
+def _config(name: str = "stvm", *, seed: int = 0, steps: int = 2, batch: int = 2, affine: bool = False) -> AdaptConfig:
     return AdaptConfig(
         method=name,
         seed=seed,
         statistics=StatisticsConfig(frames=4),
         reliability=ReliabilityConfig(embedding=8, per_class=16, warm_up=2),
-        burst=BurstConfig(steps=steps, batch=batch, rate=1e-3, warm_up=0),
+        burst=BurstConfig(
+            steps=steps,
+            batch=batch,
+            rate=1e-3,
+            warm_up=0,
+            affine_only=affine,
+            batch_statistics=affine,
+            entropy=0.5 if affine else 0.0,
+        ),
     )
 
 
@@ -204,17 +212,18 @@ def test_weights_that_are_not_finite_end_every_method(
         run.offline(run.make(net, make_manifest(), _config(name)), make_frames(4))
 
 
+@pytest.mark.parametrize("affine", [False, True], ids=["all weights", "affine"])
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize("name", METHODS)
 def test_network_of_your_own_is_adapted_saved_and_loaded(
-    name: str, norm: str, make_manifest: Make, make_frames: Make, tmp_path: Path
+    name: str, norm: str, affine: bool, make_manifest: Make, make_frames: Make, tmp_path: Path
 ) -> None:
     spec = NetSpec(f"{__name__}:Plain", 0, "backbone", {"norm": norm})
     manifest = make_manifest(66, 90, spec=spec, class_weight=(0.5, 1.0, 2.0, 4.0))
     torch.manual_seed(0)
     net = nets.build(spec, 4, allow=spec.architecture)
     before = _state(net)
-    method = run.make(net, manifest, _config(name))
+    method = run.make(net, manifest, _config(name, affine=affine))
     run.offline(method, make_frames(4, 66, 90))
     learned = {n for n, p in method.deployed.named_parameters() if not torch.equal(p, before[n])}
     assert bool(learned) == (name not in ("none", "bn"))

@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda.errors import FrameError
-from edge_sfda.nets.normalisation import affine_parameters, batch_norms, estimate, observe, share_statistics
+from edge_sfda.nets.normalisation import (
+    affine_parameters,
+    batch_norms,
+    batch_statistics,
+    estimate,
+    observe,
+    share_statistics,
+)
 
 
 def _net() -> nn.Sequential:
@@ -101,6 +108,38 @@ def test_one_value_a_channel_is_a_frame_error_and_modes_come_back() -> None:
     with pytest.raises(FrameError, match="more than 1 value per channel"):
         estimate(net, [torch.zeros(1, 2, 1, 1)], blend=1.0)
     assert (net[0].training, net[0].momentum) == (False, 0.1)
+
+
+def test_batch_statistics_normalise_by_the_batch_and_leave_the_running_ones() -> None:
+    net, (x, _) = _net(), _batches()
+    before = _statistics(net)
+    first = net[0](x)
+    hidden = F.batch_norm(first, None, None, net[1].weight, net[1].bias, training=True, eps=net[1].eps).relu()
+    expected = F.batch_norm(net[3](hidden), None, None, net[4].weight, net[4].bias, training=True, eps=net[4].eps)
+    with batch_statistics(net):
+        torch.testing.assert_close(net(x), expected)
+    assert all(torch.equal(a, b) for a, b in zip(_statistics(net), before, strict=True))
+    assert [(m.training, m.momentum) for m in batch_norms(net)] == [(False, 0.1)] * 2
+
+
+def test_batch_statistics_switched_off_are_the_running_ones() -> None:
+    net, (x, _) = _net(), _batches()
+    with torch.no_grad():
+        expected = net(x)
+        with batch_statistics(net, enabled=False):
+            assert torch.equal(net(x), expected)
+        with batch_statistics(net):
+            assert not torch.allclose(net(x), expected)
+
+
+def test_gradient_flows_through_the_batch_s_statistics() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(1, affine=False)).eval()
+    x = torch.randn(2, 1, 3, 3, requires_grad=True)
+    with batch_statistics(net):
+        y = net(x)
+    y.sum().backward()  # whatever x is, the normalised values sum to zero
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, torch.zeros_like(x), atol=1e-6, rtol=0)
 
 
 def test_shared_statistics_are_one_set_of_tensors() -> None:
