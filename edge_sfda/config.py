@@ -48,7 +48,7 @@ class TeacherConfig:
     """Mean teacher (the paper's); its view of a frame (ours)."""
 
     average_max: float = 0.95  # a_max of a = min(1 - 1/(k+1), a_max): a burst of 100 steps needs a short memory
-    flip: bool = True  # average over the frame and its mirror image: better labels for two forwards more a step
+    flip: bool = False  # average over the frame and its mirror image: two forwards more a step, +0.0 on the scene
 
     def __post_init__(self) -> None:
         _check("teacher.average_max", self.average_max, 0, 0.99999)
@@ -96,12 +96,12 @@ class ViewConfig:
     """The student's strong view: crop, mirror, colour, blur (ours)."""
 
     enabled: bool = True
-    strength: float = 0.25  # scales the ranges below; in so short a burst a strong one costs more than it brings
+    strength: float = 0.0  # scales the ranges below; in so short a burst colour and blur cost more than they bring
     brightness: float = 0.2  # factor drawn from 1 - b .. 1 + b
     contrast: float = 0.2
     saturation: float = 0.2
     blur: float = 0.5  # probability of a 3x3 binomial blur
-    crop: float = 1.0  # side of the student's crop as a share of the frame's; cropping cost 1.5 points drive -> drive
+    crop: float = 0.85  # side of the student's crop as a share of the frame's: work falls with its square
 
     def __post_init__(self) -> None:
         _check("view.strength", self.strength, 0, 4)
@@ -115,7 +115,7 @@ class ViewConfig:
 class BurstConfig:
     """A bounded burst of steps; the rate falls to zero within it (ours; METHOD b)."""
 
-    steps: int = 75  # quality peaks and then falls in every self-training variant: few steps
+    steps: int = 100  # quality peaks and then falls in every self-training variant: few steps
     warm_up: int = 8  # steps over which the rate rises
     batch: int = 4  # frames a step: the least whose own statistics are worth normalising by
     rate: float = 2e-3  # AdamW rate of the student at its peak; 3e-5 where all weights are trained
