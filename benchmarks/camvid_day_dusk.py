@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--protocols", nargs="+", default=["offline", "online"])
     parser.add_argument("--methods", nargs="*", default=[], help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--append", action="store_true", help="keep the rows of earlier runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     arguments = parser.parse_args()
     results: list[dict[str, Any]] = []
@@ -167,7 +168,7 @@ def main() -> None:
         for future in futures:
             results.append(future.result())
             print({k: v for k, v in results[-1].items() if k != "iou"}, flush=True)
-    print(rows.write(f"camvid_{arguments.pair}", results))
+    print(rows.write(f"camvid_{arguments.pair}", results, append=arguments.append))
     print(table(results))
 
 

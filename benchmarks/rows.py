@@ -33,12 +33,13 @@ def conditions() -> dict[str, Any]:
     }
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Replace `results/NAME.jsonl` by the rows, each with the conditions added; returns its path."""
+def write(name: str, rows: list[dict[str, Any]], *, append: bool = False) -> Path:
+    """Replace `results/NAME.jsonl` by the rows, or append them, each with the conditions added; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
     where = conditions()
-    path.write_text("".join(json.dumps(row | where) + "\n" for row in rows))
+    old = path.read_text() if append and path.exists() else ""
+    path.write_text(old + "".join(json.dumps(row | where) + "\n" for row in rows))
     return path
 
 
