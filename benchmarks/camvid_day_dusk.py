@@ -59,8 +59,6 @@ def variants(seeds: list[int], protocols: list[str], only: list[str]) -> Iterato
                 continue
             if protocol == "online" and name == "bn + prior":
                 continue  # an offline part by itself
-            if protocol == "online" and name == "tent":  # 1e-3 a frame destroys it; METHOD's online rate
-                config = dataclasses.replace(config, burst=dataclasses.replace(config.burst, rate=1e-4))
             fixed = name in ("none", "bn", "bn + prior")
             for seed in seeds[:1] if fixed else seeds:
                 yield Variant(name, protocol, dataclasses.replace(config, seed=seed))

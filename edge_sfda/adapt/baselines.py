@@ -63,8 +63,10 @@ class Tent(Method):
         self.frames: Sequence[Tensor] = ()
 
     def begin(self, frames: Sequence[Tensor]) -> None:
-        """Start from the source's weights; batches bring their own statistics."""
+        """Start from the source's weights; batches bring their own statistics, a stream a lower rate."""
         self.frames = frames
+        if self.optimizer is not None and len(frames) == 0:
+            self.optimizer.param_groups[0]["lr"] = self.config.burst.rate * self.config.burst.online_share
         for layer in batch_norms(self.net) if len(frames) > 0 else ():
             layer.train()
 
