@@ -157,6 +157,18 @@ def test_tent_on_a_stream_uses_running_statistics(method: Make, frames: list[Ten
     assert "encoder._conv_stem.weight" not in changed
 
 
+@pytest.mark.parametrize(("stream", "rate"), [(False, 0.02), (True, 0.005)])
+def test_tent_takes_its_share_of_the_rate_on_a_stream(
+    stream: bool, rate: float, method: Make, frames: list[Tensor]
+) -> None:
+    tent = method("tent", burst=dataclasses.replace(BURST, rate=0.02, online_share=0.25))
+    tent.begin(() if stream else frames)
+    before = [p.detach().clone() for p in tent.net.parameters()]
+    tent.step(torch.stack(frames[:2]))
+    moved = max(float((p.detach() - q).abs().max()) for p, q in zip(tent.net.parameters(), before, strict=True))
+    assert moved == pytest.approx(rate, rel=0.01)  # Adam's first step is the gradient's sign
+
+
 def test_tent_has_nothing_to_train_without_affine_normalisation(method: Make, frames: list[Tensor]) -> None:
     net = _without_norm()
     before = _state(net)
