@@ -81,7 +81,7 @@ def test_unknown_method_lists_the_known_ones() -> None:
     ("raw", "message"),
     [
         ({"sed": 1}, "unknown setting sed; known here: burst, "),
-        ({"burst": {"step": 1}}, r"unknown setting burst\.step; known here: batch, "),
+        ({"burst": {"step": 1}}, r"unknown setting burst\.step; known here: affine_only, batch, "),
         ({"burst": 3}, "burst = 3 must be a table"),
         ({"burst": [1]}, r"burst = \[1\] must be a table"),
         ({"seed": 1.0}, r"seed = 1\.0 must be of type int"),

@@ -242,7 +242,7 @@ def test_threshold_weighs_a_frame_by_its_share_of_sure_pixels(
 ) -> None:
     net = make_nano()
     with torch.no_grad():
-        net.classifier.weight.mul_(30)
+        net.classifier.weight.mul_(6)
     threshold = method("threshold", net=net, **PLAIN)
     threshold.begin(frames)
     batch = torch.stack(frames[:2])
