@@ -124,7 +124,7 @@ class BurstConfig:
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
     entropy: float = 0.75  # share of the student's own entropy in the loss, in place of the teacher's label
     frozen_stride: int = 0  # encoder layers up to this stride keep their weights: most of the backward pass lies there
-    online_share: float = 0.1  # constant share of the rate on a stream, where no burst ends
+    online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
 
     def __post_init__(self) -> None:
         _check("burst.steps", self.steps, 0, 1_000_000)
@@ -160,7 +160,7 @@ def preset(method: str) -> AdaptConfig:
     """Return the settings that go with a method: the peers' own where METHOD states them, else the defaults."""
     base = AdaptConfig(method=method)
     if method == "tent":
-        return dataclasses.replace(base, burst=BurstConfig(steps=150, batch=4, rate=1e-3))
+        return dataclasses.replace(base, burst=BurstConfig(steps=150, batch=4, rate=1e-3, online_share=0.1))
     if method == "cotta":
         # the paper's 0.999 needs a thousand steps to move; 0.99 is the burst's own
         return dataclasses.replace(base, burst=BurstConfig(steps=80, batch=2, rate=1e-5))

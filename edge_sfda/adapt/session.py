@@ -23,9 +23,9 @@ from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.method import Method, StepReport
 from edge_sfda.adapt.prior import remaining_class_weight
 from edge_sfda.config import AdaptConfig
+from edge_sfda.data import sources
 from edge_sfda.data.frames import Frame, check_frame, to_input
 from edge_sfda.data.labels import Labels
-from edge_sfda.data.sources import open_source
 from edge_sfda.data.spread import Spread
 from edge_sfda.errors import DataError, LabelError
 from edge_sfda.manifest import Manifest
@@ -122,7 +122,7 @@ class Slice:
     stop: int | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        with open_source(self.spec) as source:
+        with sources.open_source(self.spec) as source:
             yield from islice(source, self.start, self.stop)
 
 
