@@ -87,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="checkpoint; random weights of lite0 at 360x480 when absent")
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=2, help="frames a step")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -96,7 +97,7 @@ def main() -> None:
         classes = resolve("camvid").classes
         manifest = Manifest(NetSpec("lite0", 4), classes, Preprocessing(360, 480))
         net = build(manifest.net, len(classes))
-    config = configs.AdaptConfig()
+    config = configs.from_dict({"burst": {"batch": arguments.batch}})
     adapter = Adapter(net, manifest, config)
     pre, batch = manifest.preprocessing, config.burst.batch
     frames = torch.randint(0, 256, (config.mixing.memory, 3, pre.height, pre.width), dtype=torch.uint8)
