@@ -24,6 +24,7 @@ from torch import Tensor
 from edge_sfda.errors import KernelError, UsageError
 
 Backend = Literal["auto", "torch", "cuda", "host"]
+Settled = Literal["torch", "cuda", "host"]
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 BACKEND_VARIABLE = "EDGE_SFDA_OPS"
 
@@ -137,6 +138,14 @@ class Launcher(Protocol):
         """Return what this machine lacks to use this launcher, or None."""
         ...
 
+    def prepare(self, kernel: Kernel, device: torch.device) -> None:
+        """Compile and load a kernel, so that launching it has nothing left to do but queue.
+
+        Raises:
+            KernelError: when it does not compile or load.
+        """
+        ...
+
     def launch(self, launch: Launch, device: torch.device) -> None:
         """Queue the launch on torch's current stream of the device, without waiting for it.
 
@@ -184,34 +193,83 @@ def dispatch(
         UsageError: unknown backend, or one that cannot work on tensors of this device.
         KernelError: the kernels fail and the backend was not `auto`.
     """
-    name = requested_backend(backend)
-    if name == "torch" or (name == "auto" and device.type != "cuda"):
+    name = _fitting(requested_backend(backend), device)
+    if name == "torch":
         return plain()
-    wanted = "cpu" if name == "host" else "cuda"
-    if device.type != wanted:
-        raise UsageError(f"backend {name!r} is for tensors on {wanted}, these are on {device}: move them or use 'auto'")
-    if name == "host":
-        return fused(_host())
-    if name == "cuda":
-        return fused(_gpu())
+    if name != "auto":
+        return fused(launcher_of(name))
     if _Fallback.warned:
         return plain()
     try:
-        return fused(_gpu())
+        return fused(launcher_of("cuda"))
     except KernelError as error:
-        _Fallback.warned = True
-        warnings.warn(
-            f"the fused kernels are not usable, going on with plain torch (slower, more memory): {error}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        _Fallback.warn(error)
         return plain()
+
+
+def settle(backend: str | None, device: torch.device, kernel: Kernel) -> Settled:
+    """Choose the backend as `dispatch` does, once for an operator's forward and backward pass.
+
+    For operators whose passes hand each other what only the same backend understands. `auto` finds out by compiling
+    and loading the kernel, which is kept; its launches then raise like those of "cuda".
+
+    Args:
+        backend: as for `dispatch`.
+        device: of the operator's tensors.
+        kernel: any of the operator's kernels.
+
+    Raises:
+        UsageError, KernelError: as `dispatch`.
+    """
+    name = _fitting(requested_backend(backend), device)
+    if name != "auto":
+        return name
+    if _Fallback.warned:
+        return "torch"
+    try:
+        launcher_of("cuda").prepare(kernel, device)
+    except KernelError as error:
+        _Fallback.warn(error)
+        return "torch"
+    return "cuda"
+
+
+def launcher_of(backend: Literal["cuda", "host"]) -> Launcher:
+    """Return the launcher of a backend that runs kernels.
+
+    Raises:
+        KernelError: none is usable here.
+    """
+    return _host() if backend == "host" else _gpu()
+
+
+def _fitting(name: Backend, device: torch.device) -> Backend:
+    """Return the backend, with "auto" only where a GPU may serve it.
+
+    Raises:
+        UsageError: the backend cannot work on tensors of this device.
+    """
+    if name == "auto" and device.type != "cuda":
+        return "torch"
+    wanted = {"host": "cpu", "cuda": "cuda"}.get(name, device.type)
+    if device.type != wanted:
+        raise UsageError(f"backend {name!r} is for tensors on {wanted}, these are on {device}: move them or use 'auto'")
+    return name
 
 
 class _Fallback:
     """Whether `auto` has given up on the kernels in this process."""
 
     warned = False
+
+    @classmethod
+    def warn(cls, error: KernelError) -> None:
+        cls.warned = True
+        warnings.warn(
+            f"the fused kernels are not usable, going on with plain torch (slower, more memory): {error}",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 def _host() -> Launcher:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -28,27 +30,45 @@ class CudaCoreLauncher:
             return "torch sees no CUDA device"
         return nvrtc_missing() if device_compiler() is None else None
 
+    def prepare(self, kernel: Kernel, device: torch.device) -> None:
+        """Compile and load the kernel's source; see `Launcher.prepare`."""
+        index = _index(device)
+        with _primary_current(index):
+            _function(kernel, index)
+
     def launch(self, launch: Launch, device: torch.device) -> None:
         """Queue the launch; see `Launcher.launch`."""
         from cuda.bindings import driver
 
-        index = torch.cuda.current_device() if device.index is None else device.index
+        index = _index(device)
         stream = torch.cuda.current_stream(index).cuda_stream
         buffer, offsets = launch.packed
         memory = (ctypes.c_char * max(len(buffer), 1)).from_buffer_copy(buffer or b"\0")
         start = ctypes.addressof(memory)
         addresses = (ctypes.c_void_p * max(len(offsets), 1))(*(start + offset for offset in offsets))
         # The driver copies the arguments before cuLaunchKernel returns, so the buffers need not outlive the call.
-        # Pushed and popped, for torch tracks which device is current.
-        _call(driver.cuCtxPushCurrent(_primary_context(index)), "cuCtxPushCurrent")
-        try:
+        with _primary_current(index):
             function = _function(launch.kernel, index)
             done = driver.cuLaunchKernel(
                 function, *launch.grid, *launch.block, launch.shared_bytes, stream, ctypes.addressof(addresses), 0
             )
             _call(done, f"launching {launch.kernel.name} with grid {launch.grid}, block {launch.block}")
-        finally:
-            driver.cuCtxPopCurrent()
+
+
+@contextmanager
+def _primary_current(index: int) -> Iterator[None]:
+    """Make the device's primary context current; pushed and popped, for torch tracks which device is current."""
+    from cuda.bindings import driver
+
+    _call(driver.cuCtxPushCurrent(_primary_context(index)), "cuCtxPushCurrent")
+    try:
+        yield
+    finally:
+        driver.cuCtxPopCurrent()
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @lru_cache(maxsize=64)

@@ -24,6 +24,10 @@ class HostLauncher:
         """Return what this machine lacks, or None."""
         return None if host_compiler() is not None else "no C++ compiler: install g++ 11 or later, or name one in CXX"
 
+    def prepare(self, kernel: Kernel, device: torch.device) -> None:
+        """Compile and load the kernel's source; see `Launcher.prepare`."""
+        _entry(kernel)
+
     def launch(self, launch: Launch, device: torch.device) -> None:
         """Run the launch; see `Launcher.launch`."""
         if device.type != "cpu":

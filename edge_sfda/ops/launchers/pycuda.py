@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -28,19 +30,17 @@ class PyCudaLauncher:
             return "torch sees no CUDA device"
         return nvrtc_missing() if device_compiler() is None else None
 
+    def prepare(self, kernel: Kernel, device: torch.device) -> None:
+        """Compile and load the kernel's source; see `Launcher.prepare`."""
+        index = _index(device)
+        with _primary_current(index, kernel):
+            _function(kernel, index)
+
     def launch(self, launch: Launch, device: torch.device) -> None:
         """Queue the launch; see `Launcher.launch`."""
-        import pycuda.driver
-
-        index = torch.cuda.current_device() if device.index is None else device.index
-        try:
-            _primary_context(index).push()
-            try:
-                self._queue(launch, index)
-            finally:
-                pycuda.driver.Context.pop()
-        except pycuda.driver.Error as error:
-            raise KernelError(f"launching {launch.kernel.name} with PyCUDA failed: {error}") from error
+        index = _index(device)
+        with _primary_current(index, launch.kernel):
+            self._queue(launch, index)
 
     def _queue(self, launch: Launch, index: int) -> None:
         """Launch on torch's current stream; the primary context is current.
@@ -61,6 +61,29 @@ class PyCudaLauncher:
         ours.wait_stream(current)
         function(*args, grid=launch.grid, block=launch.block, shared=launch.shared_bytes, stream=own)
         current.wait_stream(ours)
+
+
+@contextmanager
+def _primary_current(index: int, kernel: Kernel) -> Iterator[None]:
+    """Make the device's primary context current, pushed and popped, and map PyCUDA's errors.
+
+    Raises:
+        KernelError: PyCUDA failed.
+    """
+    import pycuda.driver
+
+    try:
+        _primary_context(index).push()
+        try:
+            yield
+        finally:
+            pycuda.driver.Context.pop()
+    except pycuda.driver.Error as error:
+        raise KernelError(f"{kernel.name} with PyCUDA failed: {error}") from error
+
+
+def _index(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @lru_cache(maxsize=64)
