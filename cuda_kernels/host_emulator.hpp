@@ -1,20 +1,26 @@
-// CUDA's execution model on CPU threads, so that the very kernel sources run, and are checked for races, without a GPU.
+// CUDA's execution model on a CPU, so that the very kernel sources run, and are checked for races, without a GPU.
 //
-// One thread per CUDA thread of a block; the same threads run all blocks of a launch, one block after another.
-//   __syncthreads      std::barrier of the block; a thread that has returned no longer counts, as on a GPU
-//   __syncwarp, __shfl std::barrier of the warp; every living lane must take part, so only full masks are emulated
+// Each CUDA thread of a block is a fiber (a stack of its own, see swapcontext): it runs until it waits at a barrier, then the
+// next one does. So a block of 1024 threads costs no more than its switches, and a run repeats exactly. (One system thread
+// per CUDA thread with std::barrier was tried: on a busy machine a launch of a few blocks took minutes.)
+//   __syncthreads      waits for all threads of the block; one that has returned no longer counts, as on a GPU
+//   __syncwarp, __shfl wait for all threads of the warp, so only full masks are emulated
 //   __shared__         static storage, shared by the block's threads; dynamic shared memory is filled with NaN before each
 //                      block, so that reading what was never written shows
 //   atomics            std::atomic_ref; acquire and release, stronger than CUDA's, because ThreadSanitizer knows no
 //                      fences: a missing __threadfence is not found here
-// Under -fsanitize=thread all of this is visible to ThreadSanitizer: a missing barrier is reported as a data race.
+// Threads that wait for each other for ever (a barrier in a branch that not all take) end the launch with an error.
 //
-// Not emulated: the memory model of a GPU, textures, cooperative groups, several blocks at a time.
+// Under -fsanitize=thread every fiber is a thread to ThreadSanitizer, ordered with others by barriers and atomics alone: two
+// accesses that no barrier orders are reported as a data race, whatever order they happened to run in.
+//
+// Not emulated: the memory model of a GPU, textures, cooperative groups, blocks side by side (so no race between blocks).
 #pragma once
+
+#include <ucontext.h>
 
 #include <algorithm>
 #include <atomic>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -22,9 +28,8 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <optional>
+#include <mutex>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -36,59 +41,125 @@
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
-#define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(edge_sfda_host::here.block->shared.data())
+#define DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(edge_sfda_host::shared)
 #define EDGE_SFDA_KERNEL(name) static const edge_sfda_host::Registration registration_of_##name{#name, &name}
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;
 };
 
-inline thread_local dim3 threadIdx, blockIdx;
-inline dim3 blockDim, gridDim;  // of the launch that runs; launches take turns
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the fiber that runs; launches take turns
 constexpr int warpSize = 32;
+
+#if defined(__SANITIZE_THREAD__)
+extern "C" void* __tsan_create_fiber(unsigned flags);
+extern "C" void* __tsan_get_current_fiber();
+extern "C" void __tsan_switch_to_fiber(void* fiber, unsigned flags);
+extern "C" void __tsan_acquire(void* at);
+extern "C" void __tsan_release(void* at);
+// For what all fibers touch by turns without being ordered: the emulation itself.
+#define EDGE_SFDA_UNSEEN __attribute__((no_sanitize("thread"), noinline))
+#else
+inline void* __tsan_create_fiber(unsigned) { return nullptr; }
+inline void* __tsan_get_current_fiber() { return nullptr; }
+inline void __tsan_switch_to_fiber(void*, unsigned) {}
+inline void __tsan_acquire(void*) {}
+inline void __tsan_release(void*) {}
+#define EDGE_SFDA_UNSEEN
+#endif
 
 namespace edge_sfda_host {
 
-struct alignas(16) Bytes16 {
-    unsigned char byte[16];
+constexpr int max_threads = 1024;
+constexpr std::size_t stack_bytes = 128 * 1024;
+constexpr std::size_t max_shared_bytes = 48 * 1024;
+constexpr unsigned unordered = 1;  // switching to a fiber orders nothing for ThreadSanitizer
+
+alignas(16) inline unsigned char shared[max_shared_bytes];
+
+struct Barrier {
+    int expected = 0, arrived = 0;
+    unsigned generation = 0;
+    char order[2] = {};  // what ThreadSanitizer orders by, in turn: a late reader must not see the next round's writers
 };
 
-struct Warp {
-    explicit Warp(int lanes) : lanes(lanes), barrier(lanes) {}
-    int lanes;
-    std::barrier<> barrier;
-    std::uint64_t slot[warpSize] = {};
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    void* seen_as = nullptr;  // by ThreadSanitizer
+    dim3 index;
+    int warp = 0, lane = 0;
+    unsigned exchanges = 0;
+    bool done = false;
 };
 
-struct Block {
-    Block(int threads, std::size_t shared_bytes) : barrier(threads), shared(shared_bytes / 16 + 1) {
-        for (int first = 0; first < threads; first += warpSize)
-            warps.push_back(std::make_unique<Warp>(std::min<int>(warpSize, threads - first)));
-        std::memset(static_cast<void*>(shared.data()), 0xff, shared.size() * 16);
-    }
-    std::barrier<> barrier;
-    std::vector<std::unique_ptr<Warp>> warps;
-    std::vector<Bytes16> shared;
+struct State {
+    Fiber fiber[max_threads];
+    Fiber* current = nullptr;
+    ucontext_t scheduler;
+    void* scheduler_seen_as = nullptr;
+    Barrier block;
+    Barrier warp[max_threads / warpSize];
+    int lanes[max_threads / warpSize];
+    std::uint64_t slot[max_threads / warpSize][2][warpSize];
+    bool progress = false;
+    char block_starts, block_ends;  // what ThreadSanitizer orders blocks by
 };
+inline State& state() {
+    static State* all = new State;  // never freed: fibers may be known to ThreadSanitizer until the end
+    return *all;
+}
 
-struct Here {  // where this thread stands
-    Block* block = nullptr;
-    Warp* warp = nullptr;
-    int lane = 0;
-};
-inline thread_local Here here;
+EDGE_SFDA_UNSEEN inline void to_scheduler() {
+    State& s = state();
+    __tsan_switch_to_fiber(s.scheduler_seen_as, unordered);
+    swapcontext(&s.current->context, &s.scheduler);
+}
 
-// Exchanges one value within the warp: publish, wait, read, wait until all have read.
+EDGE_SFDA_UNSEEN inline void release_if_complete(Barrier& barrier) {
+    if (barrier.arrived < barrier.expected || barrier.arrived == 0) return;
+    barrier.arrived = 0;
+    ++barrier.generation;
+    state().progress = true;
+}
+
+EDGE_SFDA_UNSEEN inline void wait(Barrier& barrier) {
+    const unsigned generation = barrier.generation;
+    __tsan_release(&barrier.order[generation & 1]);
+    ++barrier.arrived;
+    release_if_complete(barrier);
+    while (barrier.generation == generation) to_scheduler();
+    __tsan_acquire(&barrier.order[generation & 1]);
+}
+
+EDGE_SFDA_UNSEEN inline void leave(Barrier& barrier) {
+    --barrier.expected;
+    release_if_complete(barrier);
+}
+
+// Exchanges one value within the warp: publish, wait, read. Slots are used in turn, so that publishing again need not wait
+// until all have read.
+EDGE_SFDA_UNSEEN inline std::uint64_t exchange(std::uint64_t value, int source) {
+    State& s = state();
+    Fiber& me = *s.current;
+    std::uint64_t* slot = s.slot[me.warp][me.exchanges++ & 1];
+    slot[me.lane] = value;
+    wait(s.warp[me.warp]);
+    return source >= 0 && source < s.lanes[me.warp] ? slot[source] : value;
+}
+
 template <typename T>
 T from_lane(T value, int source) {
     static_assert(sizeof(T) <= sizeof(std::uint64_t) && std::is_trivially_copyable_v<T>);
-    Warp& warp = *here.warp;
-    std::memcpy(&warp.slot[here.lane], &value, sizeof(T));
-    warp.barrier.arrive_and_wait();
-    if (source >= 0 && source < warp.lanes) std::memcpy(&value, &warp.slot[source], sizeof(T));
-    warp.barrier.arrive_and_wait();
+    std::uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof(T));
+    bits = exchange(bits, source);
+    std::memcpy(&value, &bits, sizeof(T));
     return value;
 }
+
+EDGE_SFDA_UNSEEN inline int my_lane() { return state().current->lane; }
+EDGE_SFDA_UNSEEN inline bool is_lane(int lane) { return lane < state().lanes[state().current->warp]; }
 
 using Call = std::function<void()>;
 struct Entry {
@@ -120,28 +191,89 @@ struct Registration {
     }
 };
 
-inline void run(const Call& call, std::size_t shared_bytes) {
+// What a fiber does: every block of the launch, and between them back to the scheduler.
+inline const Call* running = nullptr;
+EDGE_SFDA_UNSEEN inline void fiber_main() {
+    State& s = state();
+    for (;;) {
+        __tsan_acquire(&s.block_starts);
+        (*running)();
+        __tsan_release(&s.block_ends);
+        Fiber& me = *s.current;
+        leave(s.warp[me.warp]);
+        leave(s.block);
+        me.done = s.progress = true;
+        to_scheduler();
+    }
+}
+
+EDGE_SFDA_UNSEEN inline void resume(Fiber& fiber) {
+    State& s = state();
+    s.current = &fiber;
+    threadIdx = fiber.index;
+    __tsan_switch_to_fiber(fiber.seen_as, unordered);
+    swapcontext(&s.scheduler, &fiber.context);
+}
+
+EDGE_SFDA_UNSEEN inline void prepare_fibers(int threads) {
+    State& s = state();
+    s.scheduler_seen_as = __tsan_get_current_fiber();
+    for (int t = 0; t < threads; ++t) {
+        Fiber& fiber = s.fiber[t];
+        if (!fiber.stack) {
+            fiber.stack = std::make_unique<char[]>(stack_bytes);
+            fiber.seen_as = __tsan_create_fiber(0);
+        }
+        const auto u = static_cast<unsigned>(t);
+        fiber.index = {u % blockDim.x, u / blockDim.x % blockDim.y, u / (blockDim.x * blockDim.y)};
+        fiber.warp = t / warpSize;
+        fiber.lane = t % warpSize;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = stack_bytes;
+        fiber.context.uc_link = nullptr;
+        makecontext(&fiber.context, fiber_main, 0);
+    }
+}
+
+// Runs one block. Returns false where all its living threads wait for ever.
+EDGE_SFDA_UNSEEN inline bool run_block(int threads) {
+    State& s = state();
+    std::memset(shared, 0xff, sizeof(shared));
+    s.block.expected = threads;
+    s.block.arrived = 0;
+    for (int first = 0; first < threads; first += warpSize) {
+        const int lanes = std::min(warpSize, threads - first);
+        s.lanes[first / warpSize] = s.warp[first / warpSize].expected = lanes;
+        s.warp[first / warpSize].arrived = 0;
+    }
+    for (int t = 0; t < threads; ++t) s.fiber[t].done = false;
+    __tsan_release(&s.block_starts);
+    for (int living = threads; living > 0;) {
+        s.progress = false;
+        living = 0;
+        for (int t = 0; t < threads; ++t) {
+            if (s.fiber[t].done) continue;
+            resume(s.fiber[t]);
+            living += !s.fiber[t].done;
+        }
+        if (living > 0 && !s.progress) return false;
+    }
+    __tsan_acquire(&s.block_ends);
+    return true;
+}
+
+EDGE_SFDA_UNSEEN inline bool run(const Call& call) {
     const int threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
     const std::uint64_t blocks = std::uint64_t{gridDim.x} * gridDim.y * gridDim.z;
-    std::optional<Block> block;
-    const auto renew = [&]() noexcept { block.emplace(threads, shared_bytes); };
-    std::barrier gate(threads, renew);
-    const auto work = [&](int thread) {
-        const auto t = static_cast<unsigned>(thread);
-        threadIdx = {t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
-        for (std::uint64_t b = 0; b < blocks; ++b) {
-            gate.arrive_and_wait();
-            blockIdx = {static_cast<unsigned>(b % gridDim.x), static_cast<unsigned>(b / gridDim.x % gridDim.y),
-                        static_cast<unsigned>(b / gridDim.x / gridDim.y)};
-            here = {&*block, block->warps[t / warpSize].get(), static_cast<int>(t % warpSize)};
-            call();
-            here.warp->barrier.arrive_and_drop();
-            here.block->barrier.arrive_and_drop();
-        }
-    };
-    std::vector<std::thread> pool;
-    for (int thread = 0; thread < threads; ++thread) pool.emplace_back(work, thread);
-    for (auto& thread : pool) thread.join();
+    running = &call;
+    prepare_fibers(threads);
+    for (std::uint64_t b = 0; b < blocks; ++b) {
+        blockIdx = {static_cast<unsigned>(b % gridDim.x), static_cast<unsigned>(b / gridDim.x % gridDim.y),
+                    static_cast<unsigned>(b / gridDim.x / gridDim.y)};
+        if (!run_block(threads)) return false;
+    }
+    return true;
 }
 
 }  // namespace edge_sfda_host
@@ -152,7 +284,7 @@ extern "C" inline __attribute__((used)) int edge_sfda_host_launch(const char* na
                                                                   void** args, const std::size_t* sizes,
                                                                   std::size_t count, char* message,
                                                                   std::size_t message_bytes) {
-    static std::atomic_flag busy;
+    static std::mutex turn;
     const auto found = edge_sfda_host::kernels().find(name);
     if (found == edge_sfda_host::kernels().end()) {
         std::snprintf(message, message_bytes, "no kernel %s: does EDGE_SFDA_KERNEL(%s) follow it?", name, name);
@@ -165,43 +297,54 @@ extern "C" inline __attribute__((used)) int edge_sfda_host_launch(const char* na
                       i < count ? sizes[i] : 0, i < expected.size() ? expected[i] : 0);
         return 1;
     }
-    while (busy.test_and_set(std::memory_order_acquire)) std::this_thread::yield();
+    if (std::uint64_t{block[0]} * block[1] * block[2] > edge_sfda_host::max_threads ||
+        shared_bytes > edge_sfda_host::max_shared_bytes) {
+        std::snprintf(message, message_bytes, "%s: more than %d threads or %zu bytes of shared memory", name,
+                      edge_sfda_host::max_threads, edge_sfda_host::max_shared_bytes);
+        return 1;
+    }
+    const std::lock_guard<std::mutex> mine(turn);
     gridDim = {grid[0], grid[1], grid[2]};
     blockDim = {block[0], block[1], block[2]};
-    edge_sfda_host::run(found->second.bind(args), shared_bytes);
-    busy.clear(std::memory_order_release);
-    return 0;
+    if (edge_sfda_host::run(found->second.bind(args))) return 0;
+    std::snprintf(message, message_bytes, "%s: block (%u, %u, %u): its threads wait at barriers that not all of them reach",
+                  name, blockIdx.x, blockIdx.y, blockIdx.z);
+    return 1;
 }
 
-inline void __syncthreads() { edge_sfda_host::here.block->barrier.arrive_and_wait(); }
-inline void __syncwarp(unsigned = 0xffffffffu) { edge_sfda_host::here.warp->barrier.arrive_and_wait(); }
+inline void __syncthreads() { edge_sfda_host::wait(edge_sfda_host::state().block); }
+EDGE_SFDA_UNSEEN inline void __syncwarp(unsigned = 0xffffffffu) {
+    edge_sfda_host::wait(edge_sfda_host::state().warp[edge_sfda_host::state().current->warp]);
+}
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 
 template <typename T>
 T __shfl_sync(unsigned, T value, int source, int width = warpSize) {
-    const int lane = edge_sfda_host::here.lane;
+    const int lane = edge_sfda_host::my_lane();
     return edge_sfda_host::from_lane(value, lane / width * width + source % width);
 }
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask, int width = warpSize) {
-    const int lane = edge_sfda_host::here.lane, source = lane ^ mask;
+    const int lane = edge_sfda_host::my_lane(), source = lane ^ mask;
     return edge_sfda_host::from_lane(value, source / width == lane / width ? source : lane);
 }
 template <typename T>
 T __shfl_down_sync(unsigned, T value, unsigned delta, int width = warpSize) {
-    const int lane = edge_sfda_host::here.lane, source = lane + static_cast<int>(delta);
+    const int lane = edge_sfda_host::my_lane(), source = lane + static_cast<int>(delta);
     return edge_sfda_host::from_lane(value, source / width == lane / width ? source : lane);
 }
 template <typename T>
 T __shfl_up_sync(unsigned, T value, unsigned delta, int width = warpSize) {
-    const int lane = edge_sfda_host::here.lane, source = lane - static_cast<int>(delta);
+    const int lane = edge_sfda_host::my_lane(), source = lane - static_cast<int>(delta);
     return edge_sfda_host::from_lane(value, source >= lane / width * width ? source : lane);
 }
 inline unsigned __ballot_sync(unsigned, int predicate) {
     unsigned votes = 0;
-    for (int lane = 0; lane < edge_sfda_host::here.warp->lanes; ++lane)
-        votes |= static_cast<unsigned>(edge_sfda_host::from_lane(predicate != 0, lane)) << lane;
+    for (int lane = 0; lane < warpSize; ++lane) {
+        const int vote = edge_sfda_host::from_lane(predicate != 0, lane);
+        votes |= edge_sfda_host::is_lane(lane) && vote ? 1u << lane : 0u;
+    }
     return votes;
 }
 inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
