@@ -247,7 +247,10 @@ EDGE_SFDA_UNSEEN inline bool run_block(int threads) {
         s.lanes[first / warpSize] = s.warp[first / warpSize].expected = lanes;
         s.warp[first / warpSize].arrived = 0;
     }
-    for (int t = 0; t < threads; ++t) s.fiber[t].done = false;
+    for (int t = 0; t < threads; ++t) {
+        s.fiber[t].done = false;
+        s.fiber[t].exchanges = 0;
+    }
     __tsan_release(&s.block_starts);
     for (int living = threads; living > 0;) {
         s.progress = false;
@@ -279,11 +282,9 @@ EDGE_SFDA_UNSEEN inline bool run(const Call& call) {
 }  // namespace edge_sfda_host
 
 // Runs a kernel by name; args[i] points at argument i, of sizes[i] bytes. Returns 0, or 1 with the reason in `message`.
-extern "C" inline __attribute__((used)) int edge_sfda_host_launch(const char* name, const unsigned* grid,
-                                                                  const unsigned* block, std::size_t shared_bytes,
-                                                                  void** args, const std::size_t* sizes,
-                                                                  std::size_t count, char* message,
-                                                                  std::size_t message_bytes) {
+extern "C" __attribute__((visibility("default"))) int edge_sfda_host_launch(
+    const char* name, const unsigned* grid, const unsigned* block, std::size_t shared_bytes, void** args,
+    const std::size_t* sizes, std::size_t count, char* message, std::size_t message_bytes) {
     static std::mutex turn;
     const auto found = edge_sfda_host::kernels().find(name);
     if (found == edge_sfda_host::kernels().end()) {

@@ -19,7 +19,12 @@ from edge_sfda.ops.launch import Kernel
 
 HOST_HEADER = "host_emulator.hpp"
 # -ffp-contract=off: x86 and ARM shall round alike. No strict aliasing: kernels view shared memory as they like.
-HOST_OPTIONS = ("-std=c++20", "-O2", "-pthread", "-shared", "-fPIC", "-ffp-contract=off", "-fno-strict-aliasing")
+# Hidden symbols: the loader would otherwise share the emulation's inline variables, the table of kernels among them,
+# between all libraries in a process, and run one operator's kernel for another.
+HOST_OPTIONS = (
+    *("-std=c++20", "-O2", "-pthread", "-shared", "-fPIC"),
+    *("-fvisibility=hidden", "-fno-gnu-unique", "-ffp-contract=off", "-fno-strict-aliasing"),
+)
 DEVICE_OPTIONS = ("-std=c++17",)
 _ERROR = re.compile(r"\berror\b", re.IGNORECASE)
 
