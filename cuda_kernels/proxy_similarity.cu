@@ -8,210 +8,43 @@
 //   de_i = (sum_c ds_ic * p_c - z_i * sum_c ds_ic * s_ic) / |e_i|,      dP_c likewise over i
 //
 // Kernels, in the order of their launches:
-//   proxy_similarity_forward         one block per tile of `tile` pixels, then every gridDim-th; one thread per pixel and
-//                                    every (128 / tile)-th group of four classes; its sums of each class per block
+//   proxy_similarity_forward         one block per tile of `tile` pixels, then every gridDim-th; one thread per pixel
+//                                    and every (128 / tile)-th group of four classes; its sums of each class per block
 //   proxy_similarity_forward_total   one block: adds the blocks' sums in fixed order, then the loss
 //   proxy_similarity_backward        tiles as forward; also one thread per channel and four classes for the proxies
 //   proxy_similarity_backward_total  one block per class: adds the blocks' sums in fixed order, then projects
 //
-// A tile of embeddings is read once, turned to unit length on its way into shared memory, and stays there: all cosines,
-// and in the backward pass both gradients, are made from it. Proxies are turned to unit length in shared memory too, all
-// of them where they fit, else `chunk` classes at a time. 48 KiB of shared memory at most, so no GPU needs an opt-in.
+// A tile of embeddings is read once, turned to unit length in shared memory, and stays there: all cosines, and in the
+// backward pass both gradients, are made from it. Proxies are turned to unit length in shared memory too, all of them
+// where they fit, else `chunk` classes at a time. 48 KiB of shared memory at most, so no GPU needs an opt-in.
 //
-// Bytes per pixel, D channels of size S, 8 for an int64 label (1 for uint8), 4 for a weight where there is one:
-//   forward   reads S * D + 8 + 4, writes 4 (reliability) + 4 (lse) + 8 (nearest, if asked for) + 4 * C (s, if asked for)
+// Bytes per pixel, D channels of S bytes, 8 for an int64 label (1 for uint8), 4 for a weight where there is one:
+//   forward   reads S * D + 8 + 4, writes 4 (reliability) + 4 (lse); if asked for, 8 (nearest) and 4 * C (cosine)
 //   backward  reads S * D + 8 + 4 + 4 (lse), writes S * D
-// Per block: reads 4 * C * D of proxies (once for all its tiles where they fit); writes 16 * C forward, 4 * C * D backward.
-// Operations per pixel: forward 2 * C * D + 3 * D + about 60 * C (two exponentials each); backward 6 * C * D + 7 * D + 30 * C.
-// At C = 19, D = 64, float32: 272 bytes and 3.8 kFLOP forward, 528 bytes and 8.3 kFLOP backward; 14 and 16 FLOP a byte.
+// Bytes per block: reads 4 * C * D of proxies, once for all its tiles where they fit; writes 16 * C forward,
+// 4 * C * D backward, and reads and writes as much for each further tile, which caches hold.
+// Operations per pixel: forward 2 * C * D + 3 * D + 60 * C (two exponentials), backward 6 * C * D + 7 * D + 30 * C.
+// At C = 19, D = 64, float32: 276 bytes and 3.8 kFLOP forward, 528 bytes and 8.3 kFLOP backward: 14 and 16 FLOP a byte.
 //
-// float, Half or BFloat16 embeddings (SCALAR) of any stride that puts channels or pixels next to each other; all else,
-// and all accumulation, in float32. Offsets in 64 bits, pixels below 2^31. Labels that are no class are ignored, so none reads out of bounds.
-// Deterministic: no atomics, every sum in an order that depends on the sizes alone.
-// NaN: a pixel that is ignored or has no weight neither gives nor takes a gradient, whatever it holds; else NaN spreads as
-// the formulas say. A vector not longer than 1e-12, or whose square leaves float32, has no direction: cosine, gradient 0.
-#include "kernel.hpp"
-
-namespace {
-
-constexpr int kThreads = 128;       // of forward and backward; as in ops/proxy_similarity_fused.py
-constexpr int kTotalThreads = 256;  // of the two totals
-constexpr int kMaxClasses = 256, kMaxChannels = 256, kMaxTile = 32;
-constexpr int kGroup = 4;     // classes a thread takes at once
-constexpr int kSegment = 16;  // sums over channels are made of sums of so many: a quarter of the rounding error of one
-constexpr float kEps = 1e-12f;
-
-struct Sizes {
-    long long batch_stride, channel_stride, pixel_stride;  // of embeddings and their gradient, in elements
-    int pixels;             // N = B * h * w; 64-bit division is a call, and calls spill
-    int per_image;          // h * w
-    int classes, channels;  // C, D
-    int tile;               // pixels at a time: 8, 16 or 32
-    int chunk;              // classes at a time, a multiple of kGroup
-    int label_bytes;        // 8: int64, 1: uint8
-    float kappa, scale;
-};
-
-struct alignas(16) Four {
-    float x[kGroup];
-};
-
-__device__ int row(const Sizes& s) { return s.tile + 1; }  // one more than used: columns lie in different banks
-
-// What a block keeps in shared memory. Host code reckons the same sum.
-struct Shared {
-    float* p;          // [D, chunk] unit proxies
-    float* z;          // [D, tile + 1] unit embeddings
-    float* s;          // [C, tile + 1] cosines, later their gradients
-    float* part;       // [kThreads]
-    float* inverse;    // [tile] 1 / |e|, 0 where there is no direction
-    float* value;      // [3, tile]
-    int* target;       // [tile] class, -1 where ignored
-    long long* start;  // [tile] offset of the pixel's first channel; see below
-};
-
-__device__ Shared shared_of(const Sizes& s, float* memory) {
-    Shared m;
-    m.start = reinterpret_cast<long long*>(memory);
-    m.p = memory + 2 * kMaxTile;
-    m.z = m.p + s.channels * s.chunk;
-    m.s = m.z + s.channels * row(s);
-    m.part = m.s + s.classes * row(s);
-    m.inverse = m.part + kThreads;
-    m.value = m.inverse + s.tile;
-    m.target = reinterpret_cast<int*>(m.value + 3 * s.tile);
-    return m;
-}
-
-// What brings a vector to unit length: 0 if it is too short or its square is infinite. NaN stays NaN.
-__device__ float inverse_length(float square) {
-    const float length = sqrtf(square);
-    return length <= kEps ? 0.0f : 1.0f / length;
-}
-
-__device__ int class_of(const void* label, int n, const Sizes& s) {
-    const long long y = s.label_bytes == 8 ? static_cast<const long long*>(label)[n]
-                                           : static_cast<long long>(static_cast<const unsigned char*>(label)[n]);
-    return y >= 0 && y < s.classes ? static_cast<int>(y) : -1;
-}
-
-// Brings classes first .. first + chunk of the proxies into shared memory, at unit length; zeros beyond the last class.
-__device__ void load_proxies(const float* proxies, int first, const Sizes& s, const Shared& m) {
-    const int t = threadIdx.x, lane = t % 32;
-    __syncthreads();  // the chunk before may still be read
-    for (int k = t / 32; k < s.chunk; k += kThreads / 32)
-        for (int d = lane; d < s.channels; d += 32)
-            m.p[d * s.chunk + k] = first + k < s.classes ? proxies[(first + k) * s.channels + d] : 0.0f;
-    __syncthreads();
-    for (int k = t; k < s.chunk; k += kThreads) {
-        float square = 0.0f;
-        for (int d0 = 0; d0 < s.channels; d0 += kSegment) {
-            float segment = 0.0f;
-            for (int d = d0; d < min(d0 + kSegment, s.channels); ++d)
-                segment += m.p[d * s.chunk + k] * m.p[d * s.chunk + k];
-            square += segment;
-        }
-        const float inverse = inverse_length(square);
-        for (int d = 0; d < s.channels; ++d) m.p[d * s.chunk + k] *= inverse;
-    }
-    __syncthreads();
-}
-
-// Moves a tile between global and shared memory in the order in which the tensor lies. `visit(offset, d, pixel)`.
-template <typename Visit>
-__device__ void for_tile(const Sizes& s, int count, const Shared& m, Visit visit) {
-    const int t = threadIdx.x;
-    if (s.pixel_stride == 1) {  // neighbouring threads take neighbouring pixels
-        const int pixel = t % s.tile;
-        if (pixel < count)
-            for (int d = t / s.tile; d < s.channels; d += kThreads / s.tile)
-                visit(m.start[pixel] + d * s.channel_stride, d, pixel);
-    } else {  // neighbouring threads take neighbouring channels
-        for (int pixel = t / 32; pixel < count; pixel += kThreads / 32)
-            for (int d = t % 32; d < s.channels; d += 32) visit(m.start[pixel] + d * s.channel_stride, d, pixel);
-    }
-}
-
-// Reads a tile, at unit length; zeros for pixels beyond `count` and for those whose value[0] is zero if `skip`.
-__device__ void load_tile(const SCALAR* embedding, int count, bool skip, const Sizes& s, const Shared& m) {
-    const int t = threadIdx.x, pixel = t % s.tile, group = t / s.tile, groups = kThreads / s.tile;
-    for (int i = t; i < s.channels * row(s); i += kThreads) m.z[i] = 0.0f;
-    __syncthreads();
-    for_tile(s, count, m, [&](long long at, int d, int i) {
-        if (!skip || m.value[i] != 0.0f) m.z[d * row(s) + i] = to_float(embedding[at]);
-    });
-    __syncthreads();
-    float square = 0.0f;
-    for (int d = group; d < s.channels; d += groups) square += m.z[d * row(s) + pixel] * m.z[d * row(s) + pixel];
-    m.part[t] = square;
-    __syncthreads();
-    square = 0.0f;
-    for (int g = 0; g < groups; ++g) square += m.part[g * s.tile + pixel];
-    const float inverse = inverse_length(square);
-    for (int d = group; d < s.channels; d += groups) m.z[d * row(s) + pixel] *= inverse;
-    if (group == 0) m.inverse[pixel] = inverse;
-    __syncthreads();
-}
-
-// Fills m.s with the cosines of the tile. All proxies are in shared memory already if they fit.
-__device__ void cosines(const float* proxies, const Sizes& s, const Shared& m) {
-    const int pixel = threadIdx.x % s.tile, group = threadIdx.x / s.tile, groups = kThreads / s.tile;
-    for (int first = 0; first < s.classes; first += s.chunk) {
-        if (s.chunk < s.classes) load_proxies(proxies, first, s, m);
-        for (int k = group * kGroup; k < s.chunk && first + k < s.classes; k += groups * kGroup) {
-            Four sum = {};
-            for (int d0 = 0; d0 < s.channels; d0 += kSegment) {
-                Four segment = {};
-                for (int d = d0; d < min(d0 + kSegment, s.channels); ++d) {
-                    const float z = m.z[d * row(s) + pixel];
-                    const Four p = *reinterpret_cast<const Four*>(&m.p[d * s.chunk + k]);
-                    for (int j = 0; j < kGroup; ++j) segment.x[j] += z * p.x[j];
-                }
-                for (int j = 0; j < kGroup; ++j) sum.x[j] += segment.x[j];
-            }
-            for (int j = 0; j < kGroup; ++j)
-                if (first + k + j < s.classes) m.s[(first + k + j) * row(s) + pixel] = sum.x[j];
-        }
-    }
-    __syncthreads();
-}
-
-// Adds `count` numbers that lie `stride` apart, for each of `columns` columns, in an order that depends on sizes alone.
-// Takes all threads of the block; result(column, sum) is called by one thread a column. `part` holds blockDim numbers.
-template <typename T, typename Result>
-__device__ void total(const T* numbers, int count, long long stride, int columns, T* part, Result result) {
-    const int threads = blockDim.x, t = threadIdx.x, width = min(columns, threads), slices = threads / width;
-    for (int first = 0; first < columns; first += width) {
-        const int column = first + t % width, slice = t / width;
-        T sum = 0;
-        if (slice < slices && column < columns)
-            for (int i = slice; i < count; i += slices) sum += numbers[i * stride + column];
-        part[t] = sum;
-        __syncthreads();
-        if (t < width && column < columns) {
-            sum = 0;
-            for (int i = 0; i < slices; ++i) sum += part[i * width + t];
-            result(column, sum);
-        }
-        __syncthreads();
-    }
-}
-
-}  // namespace
+// Embeddings are float, Half or BFloat16 (SCALAR), channels or pixels next to each other. All else, and all
+// accumulation, is in float32. Offsets in 64 bits, pixels below 2^31. Labels that are no class are ignored, so that
+// none reads out of bounds.
+// Deterministic: no atomics, and every sum in an order that depends on the sizes alone.
+// NaN: a pixel that is ignored or has no weight neither gives nor takes a gradient, whatever it holds; else NaN spreads
+// as the formulas say. A vector not longer than 1e-12, or whose square leaves float32, has no direction: its cosines
+// and its gradient are 0.
+#include "proxy_similarity_tile.hpp"
 
 // partial [gridDim, 3, C]: sums of reliability, of weight and of weight * cross-entropy; counts [gridDim, C] of pixels.
 // Null: weight for ones; reliability, nearest, cosine, lse where they are not asked for.
-extern "C" __global__ void __launch_bounds__(kThreads)
-    proxy_similarity_forward(const SCALAR* embedding,                 // [B, D, h, w], strides in `s`
-                             const float* proxies,                    // [C, D]
-                             const void* label,                       // [N]
-                             const float* weight,                     // [N]
-                             Sizes s, float* reliability,             // [N]
-                             long long* nearest,                      // [N]
-                             float* cosine,                           // [C, N]
-                             float* lse,                              // [N]
-                             float* partial,                          // [gridDim, 3, C]
-                             int* counts) {                           // [gridDim, C]
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
+    proxy_similarity_forward(const SCALAR* embedding,                       // [B, D, h, w], strides in `s`
+                             const float* proxies,                          // [C, D]
+                             const void* label, const float* weight,  // [N], [N]
+                             Sizes s,                                       //
+                             float* reliability, long long* nearest,  // [N], [N]
+                             float* cosine, float* lse,                     // [C, N], [N]
+                             float* partial, int* counts) {                 // [gridDim, 3, C], [gridDim, C]
     DYNAMIC_SHARED(float, memory);
     const Shared m = shared_of(s, memory);
     const int t = threadIdx.x;
@@ -222,13 +55,7 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     if (s.chunk >= s.classes) load_proxies(proxies, 0, s, m);
     const int tiles = (s.pixels - 1) / s.tile + 1;
     for (int i = blockIdx.x; i < tiles; i += gridDim.x) {
-        const int first = i * s.tile, count = min(s.tile, s.pixels - first);
-        __syncthreads();  // the tile before may still be read
-        if (t < s.tile) {
-            const int n = first + t, image = min(n, s.pixels - 1) / s.per_image;
-            m.start[t] = image * s.batch_stride + (n - image * s.per_image) * s.pixel_stride;
-            m.target[t] = t < count ? class_of(label, n, s) : -1;
-        }
+        const int first = i * s.tile, count = begin_tile(i, label, s, m);
         load_tile(embedding, count, false, s, m);
         cosines(proxies, s, m);
 
@@ -285,10 +112,10 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 EDGE_SFDA_KERNEL(proxy_similarity_forward);
 
 extern "C" __global__ void __launch_bounds__(kTotalThreads)
-    proxy_similarity_forward_total(const float* partial,      // [blocks, 3, C]
-                                   const int* block_counts,   // [blocks, C]
-                                   int blocks, int classes, float* loss, float* sums, float* mass,  // [], [C], [C]
-                                   long long* counts) {                                             // [C]
+    proxy_similarity_forward_total(const float* partial, const int* block_counts,  // [blocks, 3, C], [blocks, C]
+                                   int blocks, int classes,                        //
+                                   float* loss, float* sums, float* mass,          // [], [C], [C]
+                                   long long* counts) {                            // [C]
     __shared__ float part[kTotalThreads];
     __shared__ int counted[kTotalThreads];
     __shared__ float all[3 * kMaxClasses];
@@ -300,7 +127,7 @@ extern "C" __global__ void __launch_bounds__(kTotalThreads)
         if (sums != nullptr) sums[c] = all[c];
         if (mass != nullptr) mass[c] = all[classes + c];
     }
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0 && loss != nullptr) {
         float sum = 0.0f;
         int present = 0;
         for (int c = 0; c < classes; ++c)
@@ -313,15 +140,14 @@ extern "C" __global__ void __launch_bounds__(kTotalThreads)
 }
 EDGE_SFDA_KERNEL(proxy_similarity_forward_total);
 
-extern "C" __global__ void __launch_bounds__(kThreads)
+extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
     proxy_similarity_backward(const float* grad,                              // [] of the loss
                               const SCALAR* embedding, const float* proxies,  // as forward
-                              const void* label, const float* weight,
-                              const float* lse,   // [N]
-                              const float* mass,  // [C]
-                              Sizes s,
-                              SCALAR* grad_embedding,  // [B, D, h, w], strides in `s`
-                              float* partial) {        // [gridDim, C, D]
+                              const void* label, const float* weight,         // as forward
+                              const float* lse, const float* mass,            // [N], [C]
+                              Sizes s,                                        //
+                              SCALAR* grad_embedding,                         // [B, D, h, w], strides in `s`
+                              float* partial) {                               // [gridDim, C, D]
     DYNAMIC_SHARED(float, memory);
     __shared__ float unit;  // the gradient of one pixel's cross-entropy, but for its weight and its class's
     const Shared m = shared_of(s, memory);
@@ -338,14 +164,10 @@ extern "C" __global__ void __launch_bounds__(kThreads)
     if (resident) load_proxies(proxies, 0, s, m);
     const int tiles = (s.pixels - 1) / s.tile + 1;
     for (int i = blockIdx.x; i < tiles; i += gridDim.x) {
-        const int first = i * s.tile, count = min(s.tile, s.pixels - first);
-        __syncthreads();  // the tile before may still be read, and `unit` is written
+        const int first = i * s.tile, count = begin_tile(i, label, s, m);
         if (t < s.tile) {
-            const int n = first + t, image = min(n, s.pixels - 1) / s.per_image;
-            m.start[t] = image * s.batch_stride + (n - image * s.per_image) * s.pixel_stride;
-            const int target = t < count ? class_of(label, n, s) : -1;
+            const int n = first + t, target = m.target[t];
             const float w = target < 0 ? 0.0f : weight == nullptr ? 1.0f : weight[n];
-            m.target[t] = target;
             m.value[t] = w == 0.0f ? 0.0f : unit / mass[target] * w;
             m.value[s.tile + t] = t < count ? lse[n] : 0.0f;
         }
@@ -397,28 +219,19 @@ extern "C" __global__ void __launch_bounds__(kThreads)
 EDGE_SFDA_KERNEL(proxy_similarity_backward);
 
 extern "C" __global__ void __launch_bounds__(kTotalThreads)
-    proxy_similarity_backward_total(const float* partial,  // [blocks, C, D]
-                                    const float* proxies,  // [C, D]
-                                    int blocks, int classes, int channels,
-                                    float* grad_proxies) {  // [C, D]
+    proxy_similarity_backward_total(const float* partial,                   // [blocks, C, D]
+                                    const float* proxies,                   // [C, D]
+                                    int blocks, int classes, int channels,  //
+                                    float* grad_proxies) {                  // [C, D]
     __shared__ float part[kTotalThreads];
     __shared__ float g[kMaxChannels], p[kMaxChannels];
     const int c = blockIdx.x;
     for (int d = threadIdx.x; d < channels; d += kTotalThreads) p[d] = proxies[c * channels + d];
     total(partial + c * channels, blocks, static_cast<long long>(classes) * channels, channels, part,
           [&](int d, float sum) { g[d] = sum; });
-    float square = 0.0f, radial = 0.0f;  // the same in every thread: cheaper than to share them
-    for (int d0 = 0; d0 < channels; d0 += kSegment) {
-        float segment = 0.0f;
-        for (int d = d0; d < min(d0 + kSegment, channels); ++d) segment += p[d] * p[d];
-        square += segment;
-    }
-    const float inverse = inverse_length(square);
-    for (int d0 = 0; d0 < channels; d0 += kSegment) {
-        float segment = 0.0f;
-        for (int d = d0; d < min(d0 + kSegment, channels); ++d) segment += g[d] * (p[d] * inverse);
-        radial += segment;
-    }
+    // The same in every thread: cheaper than to share them.
+    const float inverse = inverse_length(segmented_sum(channels, [&](int d) { return p[d] * p[d]; }));
+    const float radial = segmented_sum(channels, [&](int d) { return g[d] * (p[d] * inverse); });
     for (int d = threadIdx.x; d < channels; d += kTotalThreads)
         grad_proxies[c * channels + d] = (g[d] - p[d] * inverse * radial) * inverse;
 }
