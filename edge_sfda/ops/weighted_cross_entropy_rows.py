@@ -16,7 +16,7 @@ from torch import Tensor
 from edge_sfda.errors import LabelError
 
 # Of full-size logits in a chunk: a few such buffers stay in a core's second-level cache.
-CHUNK_BYTES = 512 * 1024
+CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)

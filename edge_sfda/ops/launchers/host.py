@@ -16,9 +16,16 @@ _MESSAGE_BYTES = 256
 
 
 class HostLauncher:
-    """Carries launches out on CPU tensors, before it returns."""
+    """Carries launches out on CPU tensors, before it returns.
+
+    Args:
+        options: more options for the C++ compiler, such as `-fsanitize=thread`.
+    """
 
     name = "host"
+
+    def __init__(self, options: tuple[str, ...] = ()) -> None:
+        self.options = options
 
     def missing(self) -> str | None:
         """Return what this machine lacks, or None."""
@@ -26,7 +33,7 @@ class HostLauncher:
 
     def prepare(self, kernel: Kernel, device: torch.device) -> None:
         """Compile and load the kernel's source; see `Launcher.prepare`."""
-        _entry(kernel)
+        _entry(kernel, self.options)
 
     def launch(self, launch: Launch, device: torch.device) -> None:
         """Run the launch; see `Launcher.launch`."""
@@ -38,7 +45,7 @@ class HostLauncher:
         addresses = (ctypes.c_void_p * max(len(offsets), 1))(*(start + offset for offset in offsets))
         sizes = (ctypes.c_size_t * max(len(offsets), 1))(*(arg.itemsize for arg in launch.args))
         message = ctypes.create_string_buffer(_MESSAGE_BYTES)
-        status = _entry(launch.kernel).edge_sfda_host_launch(
+        status = _entry(launch.kernel, self.options).edge_sfda_host_launch(
             launch.kernel.name.encode(),
             _Dim3(*launch.grid),
             _Dim3(*launch.block),
@@ -54,8 +61,8 @@ class HostLauncher:
 
 
 @lru_cache(maxsize=64)
-def _entry(kernel: Kernel) -> ctypes.CDLL:
-    library = ctypes.CDLL(str(host_library(kernel)))
+def _entry(kernel: Kernel, options: tuple[str, ...]) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(host_library(kernel, extra=options)))
     library.edge_sfda_host_launch.restype = ctypes.c_int
     library.edge_sfda_host_launch.argtypes = [
         ctypes.c_char_p,
