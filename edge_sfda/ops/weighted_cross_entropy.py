@@ -148,9 +148,9 @@ def _settle(backend: str | None, device: torch.device, dtype: torch.dtype) -> Se
         UsageError, KernelError: as `launch.settle`; also for float64 where kernels are asked for.
     """
     name = requested_backend(backend)
-    if dtype not in SCALARS and name == "auto":
+    if name == "torch" or (dtype not in SCALARS and name == "auto"):
         return "torch"
-    if dtype not in SCALARS and name != "torch":
+    if dtype not in SCALARS:
         raise UsageError(f"weighted_cross_entropy: backend {name!r} takes no {dtype} logits: use 'torch'")
     return settle(name, device, fused.kernel("sweep", dtype))
 
@@ -159,11 +159,11 @@ def _kept_elements(logits: Tensor, label: Tensor) -> int:
     """Return how many numbers the forward pass keeps for the backward pass, for every backend.
 
     kept[0] is a scale (1/N for the kernels). Then, at one size, the maximum and the sum of each pixel's softmax; else
-    the gradient at logits size, or the kernels' partial gradients.
+    the kernels' partial gradients, or the gradient at logits size, which has fewer numbers.
     """
     if logits.shape[-2:] == label.shape[-2:]:
         return 1 + 2 * label.numel()
-    return 1 + max(logits.numel(), fused.partial_elements(logits.shape, label.shape))
+    return 1 + fused.partial_elements(logits.shape, label.shape)
 
 
 def _accumulate_type(logits: Tensor) -> torch.dtype:

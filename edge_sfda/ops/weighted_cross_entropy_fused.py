@@ -76,7 +76,7 @@ class Tiling:
 
 
 def partial_elements(logits: Sequence[int], label: Sequence[int]) -> int:
-    """Return the number of floats in the partial gradients of all tiles; 0 without pixels."""
+    """Return the number of floats in all tiles' partial gradients, no fewer than the logits; 0 without pixels."""
     if 0 in label or 0 in logits:
         return 0
     t = Tiling.of(logits, label)

@@ -116,6 +116,7 @@ def _forward_same_size(inputs: LossInputs, pixels: _Pixels, kept: Tensor) -> Ten
         pixel = total.log() + (largest - x.gather(0, label)[0])
         losses.append((pixel.masked_fill_(ignored, 0) * factor).sum())
         if kept.numel() > 0:
+            kept[0] = 1
             top, denominator = kept[1:].view(2, *inputs.label.shape)
             top[frame, start:stop] = largest
             denominator[frame, start:stop] = total
@@ -138,7 +139,7 @@ def _forward_upsampled(inputs: LossInputs, pixels: _Pixels, kept: Tensor) -> Ten
     shape, (height, width) = inputs.logits.shape, inputs.label.shape[-2:]
     gradient = None
     if kept.numel() > 0:
-        gradient = kept[1 : 1 + inputs.logits.numel()].zero_().view(shape)
+        gradient = kept.zero_()[1 : 1 + inputs.logits.numel()].view(shape)
     losses = []
     for frame, start, stop in _chunks(inputs):
         label, factor, ignored = pixels.rows(frame, start, stop)
