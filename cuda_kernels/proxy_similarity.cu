@@ -171,7 +171,6 @@ extern "C" __global__ void __launch_bounds__(kThreads, kBlocks)
             m.value[t] = w == 0.0f ? 0.0f : unit / mass[target] * w;
             m.value[s.tile + t] = t < count ? lse[n] : 0.0f;
         }
-        __syncthreads();
         load_tile(embedding, count, true, s, m);
         cosines(proxies, s, m);
 

@@ -123,11 +123,13 @@ def plain(case: Case, dtype: torch.dtype) -> Outcome:
     return Outcome(*(t.detach() for t in found))
 
 
-def assert_as_good_as_plain(case: Case, got: Outcome, *, times: int = 2, roundings: int = 1) -> None:
+def assert_as_good_as_plain(case: Case, got: Outcome, *, any_size: bool = False) -> None:
     """Error against float64 at most twice that of plain torch in float32, and one rounding of the largest value.
 
-    On a few pixels both errors are a matter of luck: more of either for random sizes.
+    At any size, on a few pixels, both errors are a matter of luck: there four times, and eight roundings of what
+    gradients can be rather than of what they happen to be.
     """
+    times, roundings = (4, 8) if any_size else (2, 1)
     exact, single = plain(case, torch.float64), plain(case, torch.float32)
     for name in FLOATS:
         value, want, usual = getattr(got, name), getattr(exact, name), getattr(single, name)
@@ -137,6 +139,9 @@ def assert_as_good_as_plain(case: Case, got: Outcome, *, times: int = 2, roundin
         largest = want.abs().max()
         if not name.startswith("grad"):
             largest = largest.clamp(min=1)  # cosines of about 1 are in all of them
+        elif any_size:
+            vectors = case.proxies if name == "grad_proxies" else case.embedding.movedim(1, -1)
+            largest = torch.maximum(largest, 1 / vectors.norm(dim=-1).min().double())
         if name == "grad_embedding":  # comes back in the embedding's precision, as with any operator
             usual = usual.to(value.dtype)
         error = (value.double() - want).abs().max()
@@ -233,7 +238,7 @@ def test_plain_torch_is_right_at_any_size(batch: int, classes: int, channels: in
     case = make_case(batch, classes, channels, h, w)
     if last:
         case = Case(case.embedding.contiguous(memory_format=torch.channels_last), case.proxies, case.label, None)
-    assert_as_good_as_plain(case, run(case, "torch"), times=4, roundings=8)
+    assert_as_good_as_plain(case, run(case, "torch"), any_size=True)
 
 
 @needs_compiler
@@ -244,7 +249,7 @@ def test_kernels_are_right_at_any_size(batch: int, classes: int, channels: int, 
     case = make_case(batch, classes, channels, h, w)
     if last:
         case = Case(case.embedding.contiguous(memory_format=torch.channels_last), case.proxies, case.label, None)
-    assert_as_good_as_plain(case, run(case, "host"), times=4, roundings=8)
+    assert_as_good_as_plain(case, run(case, "host"), any_size=True)
 
 
 @pytest.fixture
@@ -497,19 +502,6 @@ def test_sharp_softmaxes_of_opposite_vectors_stay_finite(backend: str) -> None:
     assert embedding.grad.isfinite().all()
 
 
-@needs_compiler
-@pytest.mark.parametrize("odd", [5, 255, -7, 2**40])
-def test_kernels_ignore_labels_that_are_no_class(odd: int) -> None:
-    # what a GPU does, where the values are not checked before the launch
-    case = make_case(1, 5, 16, 3, 7)
-    label = torch.where(case.label == IGNORE, odd, case.label)
-    want = run(case, "host")
-    got = fused.forward(HOST, case.embedding, case.proxies, label, case.weight, KAPPA, SCALE, True, False)
-    assert torch.equal(got[0], want.loss)
-    assert torch.equal(got[1], want.reliability)
-    assert torch.equal(got[4], want.counts)
-
-
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
@@ -716,42 +708,3 @@ def test_sizes_beyond_the_kernels_go_to_torch_only_by_themselves(embedding: Tens
 def test_backend_of_another_device_is_refused() -> None:
     with pytest.raises(UsageError, match="cuda"):
         proxy_similarity(_E, _P, _Y, backend="cuda")
-
-
-# --- launches ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("pixels", "classes", "channels", "tile", "chunk", "shared_bytes", "forward_blocks", "backward_blocks"),
-    [
-        (8192, 19, 64, 32, 20, 17484, 256, 256),
-        (1, 2, 8, 32, 4, 2856, 1, 1),
-        (33, 11, 64, 32, 12, 14380, 2, 2),
-        (2**20, 11, 64, 32, 12, 14380, 1024, 256),
-        (10**6, 256, 256, 8, 28, 48032, 1024, 64),
-        (100, 20, 256, 16, 20, 40336, 7, 7),
-        (100, 61, 256, 16, 24, 47220, 7, 7),
-        (0, 19, 64, 32, 20, 17484, 0, 0),
-    ],
-)
-def test_plan_equals_literals(
-    pixels: int,
-    classes: int,
-    channels: int,
-    tile: int,
-    chunk: int,
-    shared_bytes: int,
-    forward_blocks: int,
-    backward_blocks: int,
-) -> None:
-    want = fused.Plan(tile, chunk, shared_bytes, forward_blocks, backward_blocks)
-    assert fused.plan(pixels, classes, channels) == want
-
-
-def test_every_size_fits_a_gpu_without_opting_in() -> None:
-    for classes in range(2, 257):
-        for channels in range(8, 257):
-            cut = fused.plan(1000, classes, channels)
-            assert cut.shared_bytes + 16 <= 48 * 1024
-            assert cut.chunk >= 4
-            assert cut.chunk % 4 == 0
