@@ -45,8 +45,12 @@ def source_folder() -> Path:
     raise KernelError(f"no kernel sources in {' or '.join(map(str, candidates))}: reinstall edge-sfda")
 
 
-def read_source(name: str) -> Source:
-    """Return the source `name` of `cuda_kernels/` with its headers, followed through their own includes.
+def read_source(name: str, *, before: tuple[str, ...] = ()) -> Source:
+    """Return a source with its headers, followed through their own includes.
+
+    Args:
+        name: of a file in `cuda_kernels/`, or an absolute path.
+        before: headers that the compiler is told to include first.
 
     Raises:
         KernelError: a file is missing.
@@ -54,7 +58,7 @@ def read_source(name: str) -> Source:
     folder = source_folder()
     text = _read(folder / name)
     headers: dict[str, str] = {}
-    waiting = _INCLUDE.findall(text)
+    waiting = [*before, *_INCLUDE.findall(text)]
     while waiting:
         header = waiting.pop()
         if header not in headers:

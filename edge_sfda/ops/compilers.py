@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sfda.errors import KernelError
-from edge_sfda.ops.compile_cache import Source, cached, read_source
+from edge_sfda.ops.compile_cache import Source, cached, read_source, source_folder
 from edge_sfda.ops.launch import Kernel
 
 HOST_HEADER = "host_emulator.hpp"
@@ -42,18 +42,16 @@ def host_library(kernel: Kernel, *, extra: tuple[str, ...] = ()) -> Path:
     program = host_compiler()
     if program is None:
         raise KernelError("no C++ compiler: install g++ 11 or later, or name one in CXX")
-    source = read_source(kernel.source)
-    folder = source.path.parent
+    folder = source_folder()
     # The emulation is no include of the sources (a GPU never sees it), yet it is part of what is compiled.
-    header = (folder / HOST_HEADER).read_text("utf-8")
-    emulated = Source(source.path, source.text, source.headers | {HOST_HEADER: header})
+    source = read_source(kernel.source, before=(HOST_HEADER,))
     options = HOST_OPTIONS + extra + _definitions(kernel, "-D")
 
     def compile_to(path: Path) -> None:
         before = ("-x", "c++", "-I", str(folder), "-include", str(folder / HOST_HEADER))
         _run([program, *options, *before, str(source.path), "-o", str(path)])
 
-    return cached(emulated, compiler=_version(program), options=options, suffix=".so", compile_to=compile_to)
+    return cached(source, compiler=_version(program), options=options, suffix=".so", compile_to=compile_to)
 
 
 def cubin(kernel: Kernel, architecture: str) -> Path:
@@ -83,7 +81,7 @@ def nvcc_cubin(kernel: Kernel, architecture: str) -> Path:
     options = (*DEVICE_OPTIONS, f"-arch={architecture}", *_definitions(kernel, "-D"))
 
     def compile_to(path: Path) -> None:
-        _run([program, "-cubin", *options, "-I", str(source.path.parent), str(source.path), "-o", str(path)])
+        _run([program, "-cubin", *options, "-I", str(source_folder()), str(source.path), "-o", str(path)])
 
     return cached(source, compiler=_version(program), options=options, suffix=".cubin", compile_to=compile_to)
 

@@ -46,7 +46,7 @@ class Kernel:
     """One `extern "C" __global__` function of a source in `cuda_kernels/`."""
 
     source: str
-    """File name in `cuda_kernels/`, such as `weighted_cross_entropy.cu`."""
+    """File name in `cuda_kernels/`, such as `weighted_cross_entropy.cu`; or an absolute path, as tests use."""
     name: str
     """Name of the function."""
     defines: tuple[tuple[str, str], ...] = ()
