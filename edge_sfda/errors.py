@@ -62,5 +62,9 @@ class DivergenceError(EdgeSfdaError):
     """Weights, logits or loss are not finite."""
 
 
+class KernelError(EdgeSfdaError):
+    """A kernel does not compile, load or launch here."""
+
+
 class WriteError(EdgeSfdaError):
     """A result cannot be written: no permission, full disk."""
