@@ -25,7 +25,9 @@ class Normaliser:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Map uint8 (or float 0..255) RGB [B, 3, H, W] to normalised float32, channels last in memory."""
-        return ((frames - self.mean) * self.scale).contiguous(memory_format=torch.channels_last)
+        # one copy, to where and as what the network reads it; the rest in place
+        x = frames.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        return x.sub_(self.mean).mul_(self.scale)
 
 
 class Predictor:
