@@ -192,6 +192,22 @@ def test_only_matrices_decay(in_memory: MakeSet, tmp_path: Path) -> None:
     assert {decay[id(p)] for p in trainer.net.parameters() if p.ndim > 1} == {CONFIG.weight_decay}
 
 
+def test_every_epoch_takes_all_frames_in_an_order_of_its_own(in_memory: MakeSet, tmp_path: Path) -> None:
+    data = in_memory(8)
+    taken: list[int] = []
+    read = data.__getitem__
+
+    class Recorded(type(data)):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> Any:
+            taken.append(index)
+            return read(index)
+
+    trainer = _trainer(tmp_path / "n.safetensors", Recorded(8), in_memory(1), net=_Pointwise())
+    _fit(trainer)
+    assert sorted(taken[:8]) == sorted(taken[8:]) == list(range(8))
+    assert taken[:8] != taken[8:]
+
+
 def test_best_epoch_is_the_one_that_is_kept(in_memory: MakeSet, tmp_path: Path) -> None:
     out = tmp_path / "n.safetensors"
     trainer = _trainer(out, in_memory(8), in_memory(3), config=dataclasses.replace(CONFIG, epochs=4))
