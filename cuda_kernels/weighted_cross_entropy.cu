@@ -361,7 +361,7 @@ extern "C" __global__ void weighted_cross_entropy_sweep(const SCALAR* logits,   
     if (threadIdx.y == 0) columns.share[threadIdx.x] = column.share;
     for (int n = threadIdx.y * COLUMNS + threadIdx.x; n < g.nodes; n += COLUMNS * blockDim.y)
         columns.first[n] = min(max(begin(leftmost + n, g.w, g.W) - left, 0), width);
-    __syncthreads();
+    // both are read after the barrier that follows the first staging
 
     const long long blocks = static_cast<long long>(gridDim.x) * gridDim.y * gridDim.z;
     const long long block = (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
