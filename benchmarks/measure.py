@@ -30,8 +30,11 @@ class Timing:
 def take_turns(calls: dict[str, Callable[[], Any]], *, device: torch.device, rounds: int) -> dict[str, Timing]:
     """Return the timing of each call; they take turns, call by call, after a few rounds that do not count."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    names = list(calls)
     for i in range(WARM_UP + rounds):
-        for name, call in calls.items():
+        # another one first in each round: what a call finds in cache and allocator depends on the call before
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            call = calls[name]
             sample = _timed_on_gpu(call) if device.type == "cuda" else _timed(call)
             if i >= WARM_UP:
                 taken[name].append(sample)

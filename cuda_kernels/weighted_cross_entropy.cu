@@ -14,10 +14,11 @@
 //     in per pixel s*C/t^2 + label + 4/(weight's stride)^2, out per pixel about 1.6 * 4*C/t^2 (the tiles' partial gradients)
 //     B=1, C=19, 512x1024, t=8, fp32, uint8 labels, weight at the logits' size: 0.6 + 0.5 + 0.03 MB in, 1.2 MB out.
 //
-// Arithmetic of the sweep per pixel and class: two exponentials, and about 18 instructions in all (three interpolations of
-// 1 + 1.5 for the column's share, maximum, difference, sum, two products). A multiprocessor issues 128 lanes and 16
-// exponentials a clock, so both bounds are near 0.14 clocks: it is bound by arithmetic, not by memory. At the size above,
-// 10 M pixel-classes on 132 multiprocessors at 1.7 GHz: 6 us by this count. Not measured.
+// Arithmetic of the sweep per pixel and class, counted in what nvcc 13.0 makes for sm_90 at runs of 8 rows: the three loops
+// over classes (maximum, sum, gradient) take 4.4 + 8.6 + 11.9 instructions, each an interpolation, its share of the
+// column's, and an exponential in the last two; summing the tile takes about 5 more. A multiprocessor issues 128 lanes a
+// clock, and 16 exponentials: 0.24 and 0.13 clocks, so it is bound by issuing instructions, neither by memory nor by the
+// exponentials. At the size above, 10 M pixel-classes on 132 multiprocessors at 1.7 GHz make 11 us. Not measured.
 //
 // Why tiles and partial gradients. A node's gradient sums over all pixels between its neighbours. Scattering with float
 // atomics gives another sum each time. Gathering per node recomputes each softmax up to four times. So each block owns a
@@ -145,17 +146,21 @@ __device__ void write_tally(Tally tally, float* losses, int* counts, long long a
     counts[blocks + at] = tally.bad;
 }
 
-// The four logits around a column's interval, of one class after the other.
+// The four logits around a column's interval, of one class after the other. Offsets are 32-bit and in bytes, on top of an
+// address that is the same for the whole warp: four 64-bit addresses a class would cost more than the interpolation.
 struct Corners {
-    const SCALAR* at;  // class 0, upper left
-    long long class_stride;
-    long long right, down;  // to the other corners; 0 at a border
-    float share;            // of the right ones
+    const char* frame;  // its logits, class 0
+    long long class_bytes;
+    unsigned upper_left, upper_right, lower_left, lower_right;  // in a class's plane
+    float share;                                                // of the right ones
 
-    __device__ __forceinline__ void column(int c, float& top, float& bottom) const {
-        const SCALAR* p = at + c * class_stride;
-        top = lerp(to_float(p[0]), to_float(p[right]), share);
-        bottom = lerp(to_float(p[down]), to_float(p[down + right]), share);
+    __device__ __forceinline__ void column(int c, float& upper, float& lower) const {
+        const char* plane = frame + c * class_bytes;
+        upper = lerp(read(plane, upper_left), read(plane, upper_right), share);
+        lower = lerp(read(plane, lower_left), read(plane, lower_right), share);
+    }
+    static __device__ __forceinline__ float read(const char* plane, unsigned at) {
+        return to_float(*reinterpret_cast<const SCALAR*>(plane + at));
     }
 };
 
@@ -240,31 +245,55 @@ __device__ __forceinline__ void stage_run(const Run<RUN>& r, const Geometry& g, 
     }
 }
 
-// Adds what is staged for node (row, column) of the tile by the intervals above (as their lower node) and below it.
-__device__ __forceinline__ float gather_staged(const float* staged, const float* share, const int* first, const Geometry& g,
-                                               int j, int row, int column, int group) {
-    const int plane = BATCH * blockDim.y * PITCH, slots = blockDim.y;
+// The tile's columns, in dynamic shared memory. Interval i of columns lies between nodes i and i + 1 of those it touches.
+struct Columns {
+    float* staged;  // [2, BATCH, slots, PITCH]
+    float* cells;   // [nodes - 1, 4, BATCH, slots]
+    float* share;   // [COLUMNS], of the right node
+    int* first;     // [nodes]: where interval i begins; the last one is the end
+};
+
+// Sums what is staged over the columns of each interval, for its upper left, upper right, lower left and lower right node.
+// Threads of a warp differ in slot and class, so that all read different banks and loop alike.
+__device__ __forceinline__ void sum_cells(const Columns& columns, const Geometry& g, int thread) {
+    const int slots = blockDim.y, shift = slots == 8 ? 3 : 2, threads = COLUMNS << shift;
+    const float* lower_line = columns.staged + BATCH * slots * PITCH;
+    for (int n = thread; n < (g.nodes - 1) * BATCH * slots; n += threads) {
+        const int line = n % (BATCH * slots), interval = n / BATCH >> shift;  // line = class * slots + slot
+        float upper = 0.0f, upper_right = 0.0f, lower = 0.0f, lower_right = 0.0f;
+        for (int x = columns.first[interval]; x < columns.first[interval + 1]; ++x) {
+            const float u = columns.staged[line * PITCH + x], l = lower_line[line * PITCH + x], share = columns.share[x];
+            upper += u;
+            upper_right += u * share;
+            lower += l;
+            lower_right += l * share;
+        }
+        float* cell = columns.cells + interval * 4 * BATCH * slots + line;
+        cell[0] = upper - upper_right;
+        cell[BATCH * slots] = upper_right;
+        cell[2 * BATCH * slots] = lower - lower_right;
+        cell[3 * BATCH * slots] = lower_right;
+    }
+}
+
+// Node (row, column) of the tile: what the intervals above it (as their lower node) and below it, left and right, give.
+__device__ __forceinline__ float sum_node(const Columns& columns, const Geometry& g, int j, int row, int column,
+                                          int group) {
+    const int slots = blockDim.y, plane = BATCH * slots;
     float sum = 0.0f;
     for (int lower = 0; lower < 2; ++lower) {
-        const int interval = row - lower;  // the node is its upper, then the other's lower one
+        const int interval = row - lower;
+        if (interval < 0 || interval >= g.intervals) continue;
         const int from = max(interval * g.runs - group * slots, 0);
         const int to = min((interval + 1) * g.runs - group * slots, slots);
-        if (interval < 0 || interval >= g.intervals) continue;
         for (int slot = from; slot < to; ++slot) {
-            const float* line = staged + lower * plane + (j * slots + slot) * PITCH;
-            for (int x = first[column]; x < first[column + 1]; ++x) sum += line[x] * share[x];
-            for (int x = first[column + 1]; x < first[column + 2]; ++x) sum += line[x] * (1.0f - share[x]);
+            const float* cell = columns.cells + 2 * lower * plane + j * slots + slot;
+            if (column < g.nodes - 1) sum += cell[column * 4 * plane];
+            if (column > 0) sum += cell[(column - 1) * 4 * plane + plane];
         }
     }
     return sum;
 }
-
-// The tile's columns, in dynamic shared memory.
-struct Columns {
-    float* staged;  // [2, BATCH, slots, PITCH]
-    float* share;   // [COLUMNS], of the right node
-    int* first;     // [nodes + 2]: first[n] is where the interval left of node n - 1 (of those the tile touches) begins
-};
 
 // The sweep of one tile by runs of at most RUN rows. Returns the thread's share of the loss.
 template <int RUN>
@@ -273,19 +302,22 @@ __device__ __forceinline__ Tally sweep_tile(const SCALAR* logits, const void* la
                                             const Geometry& g) {
     const int b = blockIdx.z, x = blockIdx.x * COLUMNS + threadIdx.x, slots = blockDim.y;
     const int thread = threadIdx.y * COLUMNS + threadIdx.x, tile_nodes = (g.intervals + 1) * g.nodes;
-    const int node = min(max(column.interval - 1, 0), g.w - 1);
+    // Nodes of a tile are summed by `lanes` threads, `together` classes at a time.
+    const int lanes = min(tile_nodes, COLUMNS * slots), together = COLUMNS * slots / lanes;
+    const unsigned left = min(max(column.interval - 1, 0), g.w - 1) * g.logits_stride[3] * sizeof(SCALAR);
+    const unsigned right = min(column.interval, g.w - 1) * g.logits_stride[3] * sizeof(SCALAR);
     Tally tally{0.0f, 0, 0};
     for (int group = 0; group * slots < g.intervals * g.runs; ++group) {
         const int slot = group * slots + threadIdx.y, interval = blockIdx.y * g.intervals + slot / g.runs;
         const int from = begin(interval, g.h, g.H) + slot % g.runs * g.run;
         const bool live = slot < g.intervals * g.runs && interval <= g.h && x < g.W;
         const int rows = live ? min(begin(interval + 1, g.h, g.H) - from, g.run) : 0;
-        const int upper = min(max(interval - 1, 0), g.h - 1);
+        const unsigned upper = min(max(interval - 1, 0), g.h - 1) * g.logits_stride[2] * sizeof(SCALAR);
+        const unsigned lower = min(interval, g.h - 1) * g.logits_stride[2] * sizeof(SCALAR);
         Run<RUN> r;
-        r.corners = {logits + b * g.logits_stride[0] + upper * g.logits_stride[2] + node * g.logits_stride[3],
-                     g.logits_stride[1],
-                     (min(column.interval, g.w - 1) - node) * g.logits_stride[3],
-                     (min(interval, g.h - 1) - upper) * g.logits_stride[2], column.share};
+        r.corners = {reinterpret_cast<const char*>(logits + b * g.logits_stride[0]),
+                     g.logits_stride[1] * static_cast<long long>(sizeof(SCALAR)),
+                     upper + left, upper + right, lower + left, lower + right, column.share};
         const Tally of_run = load_run(r, label, weight, class_weight, g, b, from, rows, x);
         tally.loss += of_run.loss;
         tally.valid += of_run.valid;
@@ -294,14 +326,18 @@ __device__ __forceinline__ Tally sweep_tile(const SCALAR* logits, const void* la
         for (int first_class = 0; first_class < g.C; first_class += BATCH) {
             stage_run(r, g, first_class, columns.staged);
             __syncthreads();
-            const int outputs = min(BATCH, g.C - first_class) * tile_nodes;
-            for (int n = thread; n < outputs; n += COLUMNS * slots) {
-                const float sum = gather_staged(columns.staged, columns.share, columns.first, g, n / tile_nodes,
-                                                n / g.nodes % (g.intervals + 1), n % g.nodes, group);
-                float* at = out + static_cast<long long>(first_class) * tile_nodes + n;
-                *at = group == 0 ? sum : *at + sum;  // the same thread in every group
-            }
+            sum_cells(columns, g, thread);
             __syncthreads();
+            // The next batch writes `staged` first, and `cells` after a barrier: no third one is needed here.
+            const int end = min(BATCH, g.C - first_class);
+            for (int at = thread % lanes; at < tile_nodes; at += lanes) {
+                const int row = at / g.nodes, node_column = at % g.nodes;
+                for (int j = thread / lanes; j < end && thread < lanes * together; j += together) {
+                    const float sum = sum_node(columns, g, j, row, node_column, group);
+                    float* to = out + static_cast<long long>(first_class + j) * tile_nodes + at;
+                    *to = group == 0 ? sum : *to + sum;  // the same thread in every group
+                }
+            }
         }
     }
     return tally;
@@ -317,14 +353,15 @@ extern "C" __global__ void weighted_cross_entropy_sweep(const SCALAR* logits,   
                                                         float* partial,  // [blocks, C, intervals + 1, nodes] or null
                                                         Geometry g) {
     DYNAMIC_SHARED(float, shared);
-    float* share = shared + 2 * BATCH * blockDim.y * PITCH;
-    const Columns columns{shared, share, reinterpret_cast<int*>(share + COLUMNS)};
+    float* cells = shared + 2 * BATCH * blockDim.y * PITCH;
+    float* share = cells + (g.nodes - 1) * 4 * BATCH * blockDim.y;
+    const Columns columns{shared, cells, share, reinterpret_cast<int*>(share + COLUMNS)};
     const int left = blockIdx.x * COLUMNS, width = min(COLUMNS, g.W - left), leftmost = tap(left, g.w, g.W).interval;
     const Tap column = tap(left + min(static_cast<int>(threadIdx.x), width - 1), g.w, g.W);
     if (threadIdx.y == 0) columns.share[threadIdx.x] = column.share;
-    for (int n = threadIdx.y * COLUMNS + threadIdx.x; n < g.nodes + 2; n += COLUMNS * blockDim.y)
-        columns.first[n] = min(max(begin(leftmost + n - 1, g.w, g.W) - left, 0), width);
-    __syncthreads();
+    for (int n = threadIdx.y * COLUMNS + threadIdx.x; n < g.nodes; n += COLUMNS * blockDim.y)
+        columns.first[n] = min(max(begin(leftmost + n, g.w, g.W) - left, 0), width);
+    // both are read after the barrier that follows the first staging
 
     const long long blocks = static_cast<long long>(gridDim.x) * gridDim.y * gridDim.z;
     const long long block = (static_cast<long long>(blockIdx.z) * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;

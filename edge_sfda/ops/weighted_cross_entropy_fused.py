@@ -20,6 +20,7 @@ BATCH = 8
 PITCH = COLUMNS + 1
 MAX_SIDE = 16384  # keeps the kernels' pixel arithmetic in 32 bits
 MAX_FRAMES = 65535
+MAX_PLANE_BYTES = 2**32 - 1
 THREADS = 256
 
 GEOMETRY = np.dtype(
@@ -61,7 +62,7 @@ class Tiling:
         (_, _, h, w), (_, height, width) = logits, label
         rows = -(-height // h)  # of an interval, at most
         runs = -(-rows // RUN)
-        slots = 8 if rows <= RUN // 2 else 4
+        slots = 8 if rows <= RUN // 2 and width >= 2 * w else 4  # the kernel knows these two; more would not fit
         intervals = min(max(slots // runs, 1), h + 1)
         return Tiling(
             slots=slots,
@@ -110,7 +111,7 @@ def forward(launcher: Launcher, inputs: LossInputs, kept: Tensor) -> Tensor:
     else:
         tiling = Tiling.of(inputs.logits.shape, inputs.label.shape)
         args = arguments(*common, kept[1:] if with_gradient else None, _geometry(inputs))
-        floats = 2 * BATCH * tiling.slots * PITCH + COLUMNS + tiling.nodes + 2
+        floats = BATCH * tiling.slots * (2 * PITCH + 4 * (tiling.nodes - 1)) + COLUMNS + tiling.nodes
         sweep = Launch(kernel("sweep", dtype), grid, (COLUMNS, tiling.slots, 1), 4 * floats, args)
     finish = arguments(losses, counts, results, scale, np.int64(blocks))
     launch_all(launcher, (sweep, Launch(kernel("finish", dtype), (1, 1, 1), (THREADS, 1, 1), 0, finish)), device)
@@ -147,10 +148,14 @@ def _grid(inputs: LossInputs) -> tuple[int, int, int]:
         KernelError: a side or the number of frames is beyond what the kernels index.
     """
     frames, height, width = inputs.label.shape
-    if max(height, width) > MAX_SIDE or frames > MAX_FRAMES:
+    _, _, down, right = inputs.logits.stride()
+    h, w = inputs.logits.shape[-2:]
+    plane_bytes = ((h - 1) * down + (w - 1) * right + 1) * inputs.logits.element_size()
+    if max(height, width) > MAX_SIDE or frames > MAX_FRAMES or plane_bytes > MAX_PLANE_BYTES:
         raise KernelError(
-            f"weighted_cross_entropy: label {[frames, height, width]} is beyond what the kernels index, {MAX_FRAMES} "
-            f"frames of side {MAX_SIDE}: use backend='torch'"
+            f"weighted_cross_entropy: label {[frames, height, width]}, logits of strides {inputs.logits.stride()} are "
+            f"beyond what the kernels index, {MAX_FRAMES} frames of side {MAX_SIDE}, {MAX_PLANE_BYTES} bytes from one "
+            "class's first logit to its last: use backend='torch'"
         )
     if inputs.same_size:
         return -(-width // THREADS), height, frames
