@@ -40,6 +40,7 @@ from edge_sfda.ops.proxy_similarity_reference import (
     empty_outputs,
     reference_backward,
     reference_forward,
+    reference_reliability,
 )
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -121,6 +122,8 @@ def reliability(embedding: Tensor, proxies: Tensor, label: Tensor, *, kappa: flo
     Returns:
         float32 [B, h, w], 0..1, without gradient.
     """
+    if embedding.device.type == "cpu":  # all else that the operator gives costs there, half as much again
+        return reference_reliability(embedding.detach(), proxies.detach(), label, kappa)
     scores = proxy_similarity(embedding, proxies, label, kappa=kappa, scale=None, ignore_id=-1, with_nearest=False)
     assert scores.reliability is not None
     return scores.reliability

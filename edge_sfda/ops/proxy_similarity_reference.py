@@ -49,27 +49,31 @@ def reference_forward(
     """Compute the operator in plain torch; arguments and results as in the schema."""
     classes, pixels, dtype = len(proxies), label.shape, _accumulator(embedding)
     target, valid = _target(label, classes)
-    z, _ = _unit(_rows(embedding, dtype))
-    p, _ = _unit(proxies.to(dtype))
-    similarity = p @ z.T  # [C, N]: softmax is four times faster over the first dimension than over a short last one
+    similarity = _similarity(embedding, proxies)
     loss = similarity.new_zeros(())
     nearest = similarity.max(0).indices.view(pixels) if with_nearest else target.new_empty(0)
     cosine = similarity.view(classes, *pixels) if with_cosine else similarity.new_empty((0, *pixels))
     reliability, sums, lse, mass = (similarity.new_empty(0) for _ in range(4))
     counts = target.new_empty(0)
     if kappa is not None:
-        r = (kappa * similarity).softmax(0).gather(0, target[None])[0].masked_fill_(~valid, 0)
+        r = _of_label((kappa * similarity).softmax(0), target).masked_fill_(~valid, 0)
         reliability, sums = r.view(pixels), _per_class(r, target, classes)
         counts = torch.zeros_like(sums, dtype=torch.int64).index_add_(0, target, valid.long())
     if scale is not None:
         logits = scale * similarity
-        log_prob = logits.log_softmax(0).gather(0, target[None])[0]
-        lse = (logits.gather(0, target[None])[0] - log_prob).view(pixels)
+        log_prob = _of_label(logits.log_softmax(0), target)
+        lse = (_of_label(logits, target) - log_prob).view(pixels)
         w = _weight(weight, valid, dtype)
         mass = _per_class(w, target, classes)
         totals = _per_class(-w * log_prob.masked_fill_(w == 0, 0), target, classes)
         loss = torch.where(mass != 0, totals / mass, 0).sum() / _present(mass)
     return loss, reliability, nearest, sums, counts, cosine.transpose(0, 1), lse, mass
+
+
+def reference_reliability(embedding: Tensor, proxies: Tensor, label: Tensor, kappa: float) -> Tensor:
+    """Return the reliability alone, [B, h, w]; every label must be a class."""
+    probs = (kappa * _similarity(embedding, proxies)).softmax(0)
+    return _of_label(probs, label.flatten()).view(label.shape)
 
 
 def reference_backward(
@@ -111,6 +115,17 @@ def reference_backward(
 
 def _accumulator(embedding: Tensor) -> torch.dtype:
     return torch.float64 if embedding.dtype == torch.float64 else torch.float32
+
+
+def _similarity(embedding: Tensor, proxies: Tensor) -> Tensor:
+    """Return cosines [C, N]; softmax is four times faster over the first dimension than over a short last one."""
+    dtype = _accumulator(embedding)
+    return _unit(proxies.to(dtype))[0] @ _unit(_rows(embedding, dtype))[0].T
+
+
+def _of_label(values: Tensor, target: Tensor) -> Tensor:
+    """Return values [C, N] at the class of each pixel, [N]."""
+    return values.gather(0, target[None])[0]
 
 
 def _rows(embedding: Tensor, dtype: torch.dtype) -> Tensor:
