@@ -16,8 +16,8 @@ What the operator does with odd values, the same on every backend:
 
 - A pixel that is ignored has reliability 0 and counts nowhere; one that is ignored or of weight 0 gives and takes no
   gradient, whatever its embedding holds.
-- An embedding or proxy shorter than 1e-12, or whose squared length leaves float32 while its values don't, has no
-  direction: all its cosines and its gradient are 0.
+- An embedding or proxy not longer than 1e-12, or whose squared length leaves float32 while its length does not, has
+  no direction: all its cosines and its gradient are 0.
 - NaN or infinity in an embedding makes that pixel's reliability, its class's sum and, where it has weight, the loss
   NaN. In a proxy it makes everything NaN but the counts, gradients too.
 """

@@ -95,21 +95,24 @@ def reference_backward(
     target, valid = _target(label, len(proxies))
     w = _weight(weight, valid, dtype)
     share = (grad * scale / (mass * _present(mass)))[target].mul_(w).masked_fill_(w == 0, 0)
-    z, length = _unit(_rows(embedding, dtype))
-    if z.is_cuda or not bool(length.isfinite().all()):  # NaN times a share of 0 would be NaN; on a GPU, don't wait
+    rows = _rows(embedding, dtype)
+    length = _length(rows)
+    if rows.is_cuda or not bool(length.isfinite().all()):  # NaN times a share of 0 would be NaN; on a GPU, don't wait
         active = (share != 0)[:, None]
-        z, length = torch.where(active, z, 0), torch.where(active, length, torch.inf)
-    p, proxy_length = _unit(proxies.to(dtype))
-    similarity = p @ z.T
+        rows, length = torch.where(active, rows, 0), torch.where(active, length, torch.inf)
+    proxy_length = _length(proxies.to(dtype))
+    p = proxies.to(dtype) / proxy_length
+    similarity = (p @ rows.T).div_(length.T)
     ds = (scale * similarity).sub_(lse.flatten()).exp_()
     ds.scatter_add_(0, target[None], ds.new_full((1, 1), -1.0).expand(1, len(target)))
-    ds = ds.mul_(share).masked_fill_(share == 0, 0)
-    of_proxies = ds @ z
+    ds = ds.mul_(share).masked_fill_(share == 0, 0).div_(length.T)  # by |e_i| here: C is smaller than D
+    of_proxies = ds @ rows
     of_proxies.sub_(p * (of_proxies * p).sum(1, keepdim=True)).div_(proxy_length)
-    ds.div_(length.T)  # here, and not of the [N, D] result: C is smaller than D
-    of_rows = (ds.T @ p).addcmul_(z, (ds * similarity).sum(0)[:, None], value=-1)
+    radial = ((ds * similarity).sum(0) / length[:, 0]).view(*label.shape, 1)
     grad_embedding = torch.empty_like(embedding)
-    grad_embedding.movedim(1, -1).copy_(of_rows.view(*label.shape, of_rows.shape[1]))
+    size = (*label.shape, embedding.shape[1])
+    out = grad_embedding.movedim(1, -1)
+    torch.addcmul((ds.T @ p).view(size), rows.view(size), radial, value=-1, out=out)
     return grad_embedding, of_proxies.to(proxies.dtype)
 
 
@@ -118,9 +121,13 @@ def _accumulator(embedding: Tensor) -> torch.dtype:
 
 
 def _similarity(embedding: Tensor, proxies: Tensor) -> Tensor:
-    """Return cosines [C, N]; softmax is four times faster over the first dimension than over a short last one."""
+    """Return cosines [C, N]; softmax is four times faster over the first dimension than over a short last one.
+
+    The products are divided by the embeddings' lengths, not the embeddings: C numbers a pixel are fewer than D.
+    """
     dtype = _accumulator(embedding)
-    return _unit(proxies.to(dtype))[0] @ _unit(_rows(embedding, dtype))[0].T
+    rows, p = _rows(embedding, dtype), proxies.to(dtype)
+    return ((p / _length(p)) @ rows.T).div_(_length(rows).T)
 
 
 def _of_label(values: Tensor, target: Tensor) -> Tensor:
@@ -133,12 +140,10 @@ def _rows(embedding: Tensor, dtype: torch.dtype) -> Tensor:
     return embedding.movedim(1, -1).reshape(-1, embedding.shape[1]).to(dtype)
 
 
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return vectors [N, D] at unit length, and their lengths [N, 1]: infinite, so that what is divided by them
-    vanishes, for those without direction."""
-    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    length.masked_fill_(length <= EPS, torch.inf)
-    return vectors / length, length
+def _length(vectors: Tensor) -> Tensor:
+    """Return the lengths [N, 1] of [N, D]; infinite without direction, so that what is divided by them vanishes."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return length.masked_fill_(length <= EPS, torch.inf)
 
 
 def _target(label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
