@@ -49,27 +49,31 @@ def reference_forward(
     """Compute the operator in plain torch; arguments and results as in the schema."""
     classes, pixels, dtype = len(proxies), label.shape, _accumulator(embedding)
     target, valid = _target(label, classes)
-    z, _ = _unit(_rows(embedding, dtype))
-    p, _ = _unit(proxies.to(dtype))
-    similarity = p @ z.T  # [C, N]: softmax is four times faster over the first dimension than over a short last one
+    similarity = _similarity(embedding, proxies)
     loss = similarity.new_zeros(())
     nearest = similarity.max(0).indices.view(pixels) if with_nearest else target.new_empty(0)
     cosine = similarity.view(classes, *pixels) if with_cosine else similarity.new_empty((0, *pixels))
     reliability, sums, lse, mass = (similarity.new_empty(0) for _ in range(4))
     counts = target.new_empty(0)
     if kappa is not None:
-        r = (kappa * similarity).softmax(0).gather(0, target[None])[0].masked_fill_(~valid, 0)
+        r = _of_label((kappa * similarity).softmax(0), target).masked_fill_(~valid, 0)
         reliability, sums = r.view(pixels), _per_class(r, target, classes)
         counts = torch.zeros_like(sums, dtype=torch.int64).index_add_(0, target, valid.long())
     if scale is not None:
         logits = scale * similarity
-        log_prob = logits.log_softmax(0).gather(0, target[None])[0]
-        lse = (logits.gather(0, target[None])[0] - log_prob).view(pixels)
+        log_prob = _of_label(logits.log_softmax(0), target)
+        lse = (_of_label(logits, target) - log_prob).view(pixels)
         w = _weight(weight, valid, dtype)
         mass = _per_class(w, target, classes)
         totals = _per_class(-w * log_prob.masked_fill_(w == 0, 0), target, classes)
         loss = torch.where(mass != 0, totals / mass, 0).sum() / _present(mass)
     return loss, reliability, nearest, sums, counts, cosine.transpose(0, 1), lse, mass
+
+
+def reference_reliability(embedding: Tensor, proxies: Tensor, label: Tensor, kappa: float) -> Tensor:
+    """Return the reliability alone, [B, h, w]; every label must be a class."""
+    probs = (kappa * _similarity(embedding, proxies)).softmax(0)
+    return _of_label(probs, label.flatten()).view(label.shape)
 
 
 def reference_backward(
@@ -91,21 +95,24 @@ def reference_backward(
     target, valid = _target(label, len(proxies))
     w = _weight(weight, valid, dtype)
     share = (grad * scale / (mass * _present(mass)))[target].mul_(w).masked_fill_(w == 0, 0)
-    z, length = _unit(_rows(embedding, dtype))
-    if z.is_cuda or not bool(length.isfinite().all()):  # NaN times a share of 0 would be NaN; on a GPU, don't wait
+    rows = _rows(embedding, dtype)
+    length = _length(rows)
+    if rows.is_cuda or not bool(length.isfinite().all()):  # NaN times a share of 0 would be NaN; on a GPU, don't wait
         active = (share != 0)[:, None]
-        z, length = torch.where(active, z, 0), torch.where(active, length, torch.inf)
-    p, proxy_length = _unit(proxies.to(dtype))
-    similarity = p @ z.T
+        rows, length = torch.where(active, rows, 0), torch.where(active, length, torch.inf)
+    proxy_length = _length(proxies.to(dtype))
+    p = proxies.to(dtype) / proxy_length
+    similarity = (p @ rows.T).div_(length.T)
     ds = (scale * similarity).sub_(lse.flatten()).exp_()
     ds.scatter_add_(0, target[None], ds.new_full((1, 1), -1.0).expand(1, len(target)))
-    ds = ds.mul_(share).masked_fill_(share == 0, 0)
-    of_proxies = ds @ z
+    ds = ds.mul_(share).masked_fill_(share == 0, 0).div_(length.T)  # by |e_i| here: C is smaller than D
+    of_proxies = ds @ rows
     of_proxies.sub_(p * (of_proxies * p).sum(1, keepdim=True)).div_(proxy_length)
-    ds.div_(length.T)  # here, and not of the [N, D] result: C is smaller than D
-    of_rows = (ds.T @ p).addcmul_(z, (ds * similarity).sum(0)[:, None], value=-1)
+    radial = ((ds * similarity).sum(0) / length[:, 0]).view(*label.shape, 1)
     grad_embedding = torch.empty_like(embedding)
-    grad_embedding.movedim(1, -1).copy_(of_rows.view(*label.shape, of_rows.shape[1]))
+    size = (*label.shape, embedding.shape[1])
+    out = grad_embedding.movedim(1, -1)
+    torch.addcmul((ds.T @ p).view(size), rows.view(size), radial, value=-1, out=out)
     return grad_embedding, of_proxies.to(proxies.dtype)
 
 
@@ -113,17 +120,30 @@ def _accumulator(embedding: Tensor) -> torch.dtype:
     return torch.float64 if embedding.dtype == torch.float64 else torch.float32
 
 
+def _similarity(embedding: Tensor, proxies: Tensor) -> Tensor:
+    """Return cosines [C, N]; softmax is four times faster over the first dimension than over a short last one.
+
+    The products are divided by the embeddings' lengths, not the embeddings: C numbers a pixel are fewer than D.
+    """
+    dtype = _accumulator(embedding)
+    rows, p = _rows(embedding, dtype), proxies.to(dtype)
+    return ((p / _length(p)) @ rows.T).div_(_length(rows).T)
+
+
+def _of_label(values: Tensor, target: Tensor) -> Tensor:
+    """Return values [C, N] at the class of each pixel, [N]."""
+    return values.gather(0, target[None])[0]
+
+
 def _rows(embedding: Tensor, dtype: torch.dtype) -> Tensor:
     """Return [B * h * w, D]; a view of an embedding in channels-last order."""
     return embedding.movedim(1, -1).reshape(-1, embedding.shape[1]).to(dtype)
 
 
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Return vectors [N, D] at unit length, and their lengths [N, 1]: infinite, so that what is divided by them
-    vanishes, for those without direction."""
-    length = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    length.masked_fill_(length <= EPS, torch.inf)
-    return vectors / length, length
+def _length(vectors: Tensor) -> Tensor:
+    """Return the lengths [N, 1] of [N, D]; infinite without direction, so that what is divided by them vanishes."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return length.masked_fill_(length <= EPS, torch.inf)
 
 
 def _target(label: Tensor, classes: int) -> tuple[Tensor, Tensor]:
