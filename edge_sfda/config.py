@@ -162,8 +162,12 @@ def preset(method: str) -> AdaptConfig:
     if method == "tent":
         return dataclasses.replace(base, burst=BurstConfig(steps=150, batch=4, rate=1e-3, online_share=0.1))
     if method == "cotta":
-        # the paper's 0.999 needs a thousand steps to move; 0.99 is the burst's own
-        return dataclasses.replace(base, burst=BurstConfig(steps=80, batch=2, rate=1e-5))
+        # the paper's 0.999 needs a thousand steps to move
+        return dataclasses.replace(
+            base,
+            teacher=TeacherConfig(flip=True, average_max=0.99),
+            burst=BurstConfig(steps=80, batch=2, rate=1e-5),
+        )
     return base
 
 
