@@ -65,6 +65,8 @@ class StrongView:
         ranges = np.array([config.brightness, config.contrast, config.saturation]) * config.strength
         factors = 1 + self.rng.uniform(-1, 1, (count, 3)) * np.minimum(ranges, 0.9)
         blurred = self.rng.random(count) < config.blur * min(config.strength, 1)
+        if config.strength == 0:  # after the draws: crops and mirrors must not depend on it
+            return x
         draws = torch.from_numpy(np.column_stack((factors, blurred)).astype(np.float32)).to(x.device, non_blocking=True)
         brightness, contrast, saturation, blur = draws.T.reshape(4, count, 1, 1, 1)
         # the constant moves by a copy that does not wait, like the draws
