@@ -109,7 +109,7 @@ def main() -> None:
     networks, step_seconds, forward_seconds = [], [], []
     watch = Stopwatch()
     if adapter.reliability is not None:
-        adapter.reliability.learn = watch.without(adapter.reliability.learn)  # type: ignore[method-assign]
+        adapter.reliability._learn = watch.without(adapter.reliability._learn)  # type: ignore[method-assign]
     student_forward, teacher_forward = adapter.net.forward, adapter.teacher.net.forward
     for index in range(arguments.steps + 3):
         adapter.net.forward, adapter.teacher.net.forward = student_forward, teacher_forward

@@ -62,17 +62,13 @@ class Adapter(Method):
         if self.online:
             return
         self.frames = frames
-        self._begin_statistics(frames, blend=self.config.statistics.blend)
+        super().begin(frames)
         if self.reliability is not None:
             batches = self._batches(frames)
             for index, batch in enumerate(batches):
                 view = self.teacher.predict(batch)  # once a batch: the teacher stands still here
                 for _ in range(index, self.config.reliability.warm_up, len(batches)):
                     self._weigh(view)
-
-    def observe(self, frames: Tensor) -> None:
-        """Take in the statistics of a stream's next frames."""
-        self._observe_statistics(frames, blend=self.config.statistics.blend)
 
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W].
@@ -91,8 +87,9 @@ class Adapter(Method):
             logits = self.net(self.normaliser(student_frames)).logits
         loss = self._loss(logits, label, student_weight)
         # the floor: a batch that weighs nothing, as usual, must stand still; 0 / 0 would make every weight NaN
-        self._update(loss, trust=(weight.mean() / self.usual_weight.clamp(min=1e-12)).clamp(max=1))
-        scalars |= {"weight": weight.mean(), "confidence": view.confidence.mean(), "rate": self.rate.clone()}
+        mean = weight.mean()
+        self._update(loss, trust=(mean / self.usual_weight.clamp(min=1e-12)).clamp(max=1))
+        scalars |= {"weight": mean, "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
         return StepReport(loss.detach(), scalars)
 
@@ -116,8 +113,8 @@ class Adapter(Method):
         weight = view.confidence if self.config.reliability.confidence else torch.ones_like(view.confidence)
         scalars: dict[str, Tensor] = {}
         if self.reliability is not None:
-            r = self.reliability.score(view.features, view.label)
-            scalars = {"reliability": r.mean(), "metric_loss": self.reliability.learn(view.features, view.label)}
+            r, metric_loss = self.reliability.score_then_learn(view.features, view.label)
+            scalars = {"reliability": r.mean(), "metric_loss": metric_loss}
             weight = weight * r
         mean = weight.mean()
         self.usual_weight = torch.where(self.usual_weight.isnan(), mean, self.usual_weight.lerp(mean, 0.05))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,15 @@ from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.config import AdaptConfig
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
-from edge_sfda.nets.normalisation import affine_parameters, batch_norms, estimate
+from edge_sfda.nets.normalisation import affine_parameters, batch_norms
 
 _THRESHOLD = 0.968  # DACS: a pixel is sure above this confidence
 
 
-class Source(Method):
-    """No adaptation: the source network as it came."""
+class Statistics(Method):
+    """BatchNorm statistics of the target, no gradient (AdaBN, Li et al. 2017)."""
+
+    trains = False
 
     def step(self, frames: Tensor) -> StepReport:
         """Check the frames and change nothing."""
@@ -33,16 +36,14 @@ class Source(Method):
         return StepReport(torch.full((), torch.nan, device=self.device))
 
 
-class Statistics(Source):
-    """BatchNorm statistics of the target, no gradient (AdaBN, Li et al. 2017)."""
+class Source(Statistics):
+    """No adaptation: the source network as it came."""
 
     def begin(self, frames: Sequence[Tensor]) -> None:
-        """Blend the target's statistics in."""
-        self._begin_statistics(frames, blend=self.config.statistics.blend)
+        """Leave the statistics alone."""
 
     def observe(self, frames: Tensor) -> None:
-        """Move the statistics towards a stream's next frames."""
-        self._observe_statistics(frames, blend=self.config.statistics.blend)
+        """Leave the statistics alone."""
 
 
 class Tent(Method):
@@ -70,10 +71,6 @@ class Tent(Method):
         for layer in batch_norms(self.net) if len(frames) > 0 else ():
             layer.train()
 
-    def observe(self, frames: Tensor) -> None:
-        """Move the statistics towards a stream's next frames."""
-        self._observe_statistics(frames, blend=self.config.statistics.blend)
-
     def step(self, frames: Tensor) -> StepReport:
         """Take one Adam step of the mean entropy."""
         x = self._input(frames)
@@ -87,8 +84,7 @@ class Tent(Method):
     def finish(self) -> None:
         """Re-estimate the statistics under the new scales and shifts."""
         self.net.eval()
-        if len(self.frames) > 0:
-            estimate(self.net, self._batches(self.frames), blend=1.0)
+        self._begin_statistics(self.frames, blend=1.0)
         super().finish()
 
 
@@ -111,14 +107,6 @@ class Cotta(Method):
     def deployed(self) -> SegmentationNet:
         """The teacher."""
         return self.teacher.net
-
-    def begin(self, frames: Sequence[Tensor]) -> None:
-        """Blend the target's statistics in."""
-        self._begin_statistics(frames, blend=self.config.statistics.blend)
-
-    def observe(self, frames: Tensor) -> None:
-        """Move the statistics towards a stream's next frames."""
-        self._observe_statistics(frames, blend=self.config.statistics.blend)
 
     def step(self, frames: Tensor) -> StepReport:
         """Take one step towards the teacher's averaged soft labels, then restore one weight in a hundred."""
@@ -148,7 +136,14 @@ class Cotta(Method):
             parameter.copy_(torch.where(draw < probability, self.source[name], parameter))
 
 
-class MeanTeacher(Adapter):
+class _Unreliable(Adapter):
+    """The method's own loop without a metric network."""
+
+    def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
+        super().__init__(net, manifest, replace(config, reliability=replace(config.reliability, enabled=False)))
+
+
+class MeanTeacher(_Unreliable):
     """The method's own loop with every pixel weighing 1: what reliability is held against."""
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
@@ -157,7 +152,7 @@ class MeanTeacher(Adapter):
         return weight, {}
 
 
-class ThresholdTeacher(Adapter):
+class ThresholdTeacher(_Unreliable):
     """The method's own loop with DACS's weight: the share of a frame's pixels above 0.968 confidence."""
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:

@@ -6,8 +6,10 @@ No parameter takes a source image or a label: source-free shows in the signature
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -40,7 +42,10 @@ class Method(abc.ABC):
 
     Attributes:
         net: the network that is trained.
+        trains: whether its steps change anything; False takes none offline.
     """
+
+    trains: ClassVar[bool] = True
 
     def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
         self.net = net.eval()
@@ -55,19 +60,21 @@ class Method(abc.ABC):
         """The network to infer with now."""
         return self.net
 
-    def begin(self, frames: Sequence[Tensor]) -> None:  # noqa: B027  nothing, unless a method has something
-        """Do what comes before the first step, from a first look at the target.
+    def begin(self, frames: Sequence[Tensor]) -> None:
+        """Do what comes before the first step, from a first look at the target: step 0, unless a method has more.
 
         Args:
             frames: uint8 RGB [3, H, W] each, on any device; empty for a stream, of which nothing is known yet.
         """
+        self._begin_statistics(frames, blend=self.config.statistics.blend)
 
     @abc.abstractmethod
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W] on the network's device; nothing else is needed."""
 
-    def observe(self, frames: Tensor) -> None:  # noqa: B027
+    def observe(self, frames: Tensor) -> None:
         """Take in the statistics of a stream's next frames, uint8 RGB [B, 3, H, W], before they are learned from."""
+        self._observe_statistics(frames, blend=self.config.statistics.blend)
 
     def finish(self) -> None:
         """Do what comes after the last step.
@@ -78,7 +85,7 @@ class Method(abc.ABC):
         check_finite(self.deployed)
 
     def _begin_statistics(self, frames: Sequence[Tensor], *, blend: float) -> None:
-        """Step 0: blend the target's BatchNorm statistics into the network."""
+        """Blend the target's BatchNorm statistics into the network, and into whatever shares them."""
         if len(frames) > 0:
             estimate(self.net, self._batches(frames), blend=blend)
 
@@ -131,4 +138,4 @@ def check_finite(net: SegmentationNet) -> None:
 def burst_factor(step: int, steps: int, warm_up: int) -> float:
     """Return the rate's factor: linear rise over `warm_up` steps, then half a cosine to zero at `steps`."""
     rise = min(1.0, (step + 1) / (warm_up + 1))
-    return float(rise * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * min(step / max(steps, 1), 1.0)))))
+    return rise * 0.5 * (1 + math.cos(math.pi * min(step / max(steps, 1), 1.0)))

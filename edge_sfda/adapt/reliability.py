@@ -19,7 +19,6 @@ class MetricNetwork(nn.Module):
     """z = W g, g = the encoder's levels, each channel standardised, brought to one grid and stacked.
 
     A 1x1 projection a level and their sum, as one matrix: resampling and projection commute.
-    The grid is that of the second level (stride 8 of the built-in networks), of the only one where there is one.
     """
 
     mean: Tensor
@@ -38,7 +37,7 @@ class MetricNetwork(nn.Module):
 
     def stack(self, features: tuple[Tensor, ...]) -> Tensor:
         """Return g, float [B * h * w, F_total], standardised rows, and no gradient."""
-        grid = features[min(1, len(features) - 1)].shape[-2:]
+        grid = _grid(features)
         levels = [
             f if f.shape[-2:] == grid else F.interpolate(f, size=grid, mode="bilinear", align_corners=False)
             for f in features
@@ -110,15 +109,29 @@ class Reliability:
         Returns:
             float32 [B, H, W], 0..1: computed on the features' grid, bilinearly brought to the label's.
         """
+        return self._score(*self._gather(features, label), size=label.shape[-2:])
+
+    def score_then_learn(self, features: tuple[Tensor, ...], label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `score` and then `learn` would; the features are gathered once for both."""
+        rows, coarse = self._gather(features, label)
+        return self._score(rows, coarse, size=label.shape[-2:]), self._learn(rows, coarse)
+
+    @torch.no_grad()
+    def _gather(self, features: tuple[Tensor, ...], label: Tensor) -> tuple[Tensor, Tensor]:
+        """Return standardised rows [B * h * w, F_total] and the label int64 [B, h, w] by the nearest pixel."""
         if not self._standardised:  # the first target features set the scale of every channel, for good
             self.net.standardise(self.net.stack(features))
             self._standardised = True
-        rows, coarse = self.net.stack(features), self._on_grid(features, label)
+        coarse = F.interpolate(label[:, None].float(), size=_grid(features), mode="nearest")[:, 0].long()
+        return self.net.stack(features), coarse
+
+    @torch.no_grad()
+    def _score(self, rows: Tensor, coarse: Tensor, *, size: torch.Size) -> Tensor:
         batch, h, w = coarse.shape
         self.net.start_proxies(rows, coarse.flatten())
         z = self.net(rows).view(batch, h, w, -1).permute(0, 3, 1, 2)
         r = reliability(z, self.net.proxies, coarse, kappa=self.config.kappa)
-        return F.interpolate(r[:, None], size=label.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        return F.interpolate(r[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
     @torch.no_grad()
     def look(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor | None:
@@ -136,8 +149,10 @@ class Reliability:
 
     def learn(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor:
         """Take one step of the metric loss on a class-balanced sample of pixels; returns the loss, detached."""
-        rows = self.net.stack(features)
-        index, valid = self._sample(self._on_grid(features, label).flatten())
+        return self._learn(*self._gather(features, label))
+
+    def _learn(self, rows: Tensor, coarse: Tensor) -> Tensor:
+        index, valid = self._sample(coarse.flatten())
         target = self._class_ids[:, None].expand_as(index)
         loss = metric_loss(self.net(rows[index]), self.net.proxies, target, valid, scale=self.config.scale)
         self.optimizer.zero_grad()
@@ -146,11 +161,6 @@ class Reliability:
         with torch.no_grad():
             self.net.proxies.copy_(F.normalize(self.net.proxies, dim=1))
         return loss.detach()
-
-    def _on_grid(self, features: tuple[Tensor, ...], label: Tensor) -> Tensor:
-        """Return the label at the features' grid, int64 [B, h, w], by the nearest pixel."""
-        grid = features[min(1, len(features) - 1)].shape[-2:]
-        return F.interpolate(label[:, None].float(), size=grid, mode="nearest")[:, 0].long()
 
     def _sample(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """Draw up to `per_class` pixels a class without a host sync: the largest of random keys.
@@ -165,3 +175,8 @@ class Reliability:
         own = torch.where(label == self._class_ids[:, None], keys, keys.new_tensor(-1.0))
         top = own.topk(min(self.config.per_class, label.numel()), dim=1)
         return top.indices, top.values >= 0
+
+
+def _grid(features: tuple[Tensor, ...]) -> torch.Size:
+    """Return the grid of reliability: the second level's (stride 8 of the built-in networks), or the only one's."""
+    return features[min(1, len(features) - 1)].shape[-2:]

@@ -55,7 +55,7 @@ def offline(
     config = method.config
     method.begin(frames)
     draws = _draws(len(frames), config.burst.batch, config.seed)
-    steps = 0 if config.method in ("none", "bn") else config.burst.steps
+    steps = config.burst.steps if method.trains else 0
     for step in range(1, steps + 1):
         batch = stack([frames[i] for i in next(draws)]).to(method.device)
         report = method.step(batch)

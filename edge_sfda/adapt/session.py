@@ -305,7 +305,7 @@ class _Gauge:
 
 def _reliability(method: Method, frame: Tensor) -> npt.NDArray[np.float32] | None:
     """Return the reliability of the teacher's label, float32 [h, w]; None where the method has no such thing."""
-    if type(method) is not Adapter or method.reliability is None:  # its subclasses, the peers, do not train theirs
+    if not isinstance(method, Adapter) or method.reliability is None:
         return None
     with torch.no_grad():
         view = method.teacher.predict(method.normaliser(frame[None].to(method.device)))
