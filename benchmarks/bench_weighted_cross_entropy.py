@@ -200,13 +200,7 @@ def compare(picture: Picture, options: argparse.Namespace) -> list[dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = measure.options(__doc__, rounds=15)
     results = [row for picture in PICTURES for row in compare(picture, options)]
     print(rows.write(f"weighted_cross_entropy_{options.device}", results))
 

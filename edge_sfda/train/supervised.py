@@ -12,7 +12,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda import checkpoint
@@ -23,6 +22,7 @@ from edge_sfda.errors import CheckpointError, DivergenceError, LabelError, Usage
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser, Predictor
+from edge_sfda.ops.weighted_cross_entropy import weighted_cross_entropy
 from edge_sfda.train.augment import augment
 from edge_sfda.train.evaluation import evaluate
 
@@ -181,10 +181,9 @@ class Trainer:
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         logits = self.net(x).logits
-        logits = F.interpolate(logits, size=y.shape[-2:], mode="bilinear", align_corners=False)
+        one = logits.new_ones(len(y), 1, 1)
         ignore = self.manifest.classes.ignore_id
-        pixel = F.cross_entropy(logits, y, weight=self.class_weight, ignore_index=ignore, reduction="sum")
-        return pixel / (y != ignore).sum().clamp(min=1)
+        return weighted_cross_entropy(logits, y, one, class_weight=self.class_weight, ignore_id=ignore)
 
     def _set_rate(self, step: int, steps: int) -> float:
         warm_up = min(1.0, (step + 1) / max(1, round(0.05 * steps)))
