@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := test,pretrained
+EXTRAS := test,pretrained,cpu,nvrtc,tensorrt-rtx,bags,live
 CAMVID ?= ../shared/data/camvid
 
 .DELETE_ON_ERROR:
