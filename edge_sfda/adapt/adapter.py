@@ -8,11 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sfda.adapt import state as states
 from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
 from edge_sfda.adapt.prior import undo_class_weight
 from edge_sfda.adapt.reliability import Reliability
+from edge_sfda.adapt.state import State
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.adapt.view import StrongView
 from edge_sfda.config import AdaptConfig, BurstConfig
@@ -98,6 +100,42 @@ class Adapter(Method):
         if self.config.burst.batch_statistics and len(self.frames) > 0:
             estimate(self.teacher.net, self._batches(self.frames), blend=1.0)
         super().finish()
+
+    def rejoin(self, frames: Sequence[Tensor]) -> None:
+        """Know the frames again that the statistics are re-estimated over at the end."""
+        self.frames = frames
+
+    def state(self) -> State:
+        """Return student, teacher, metric network, donors, moments, draws and counters."""
+        own = State(
+            # NaN until the first step: no file takes it
+            {} if bool(self.usual_weight.isnan()) else {"usual_weight": self.usual_weight},
+            {"steps": self.steps, "online": self.online},
+        )
+        parts = {
+            "adapter": own,
+            "teacher": self.teacher.state(),
+            "memory": self.memory.state(),
+            "view": self.view.state(),
+            "optimizer": states.of_optimizer(self.optimizer),
+        }
+        if self.reliability is not None:
+            parts["reliability"] = self.reliability.state()
+        return super().state().joined(**parts)
+
+    def load_state(self, state: State) -> None:
+        """See `Method.load_state`."""
+        super().load_state(state)
+        self.teacher.load_state(state.part("teacher"))
+        self.memory.load_state(state.part("memory"))
+        self.view.load_state(state.part("view"))
+        states.into_optimizer(self.optimizer, state.part("optimizer"))
+        if self.reliability is not None:
+            self.reliability.load_state(state.part("reliability"))
+        own = state.part("adapter")
+        self.steps, self.online = int(own.fact("steps")), bool(own.fact("online"))
+        if "usual_weight" in own.tensors:
+            self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
 
     def _loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         share = self.config.burst.entropy
