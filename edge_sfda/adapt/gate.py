@@ -230,9 +230,8 @@ class _Case:
         for name in self.standing:
             counts = ConfusionMatrix(len(self.manifest.classes), self.manifest.classes.ignore_id)
             predict = self._predict(self.candidates[name])
-            for x, label in zip(
-                labelled.frames.split(_LABELLED_BATCH), labelled.labels.split(_LABELLED_BATCH), strict=True
-            ):
+            frames, labels = (torch.split(part, _LABELLED_BATCH) for part in (labelled.frames, labelled.labels))
+            for x, label in zip(frames, labels, strict=True):
                 with torch.no_grad():
                     logits = F.interpolate(predict(x.float()), size=label.shape[1:], mode="bilinear")
                 counts.update(logits.argmax(1).cpu().numpy(), label.numpy())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,7 +85,7 @@ def distance(net: nn.Module, source: nn.Module) -> float:
             sums = changes[id(mine) in scales]
             sums[0] += float((mine.double() - theirs.double()).square().sum())
             sums[1] += float(theirs.double().square().sum())
-    return max((moved / max(size, 1e-12)) ** 0.5 for moved, size in changes.values())
+    return max(math.sqrt(moved / max(size, 1e-12)) for moved, size in changes.values())
 
 
 def distinct(probes: Tensor, *, alike: float) -> int:

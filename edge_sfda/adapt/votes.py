@@ -61,10 +61,10 @@ def collect(predict: Predict, probes: Tensor, *, pixels: int, seed: int) -> Ball
         pixels: looked at in each frame, about.
         seed: of the noise.
     """
-    probs = torch.cat([_rows(predict(x.float()), pixels).softmax(2) for x in probes.split(_BATCH)]).cpu()
+    probs = torch.cat([_rows(predict(x.float()), pixels).softmax(2) for x in torch.split(probes, _BATCH)]).cpu()
     views: dict[str, list[Tensor]] = {}
     rng = torch.Generator().manual_seed(seed)  # the same noise for each candidate
-    for x in probes.split(_BATCH):
+    for x in torch.split(probes, _BATCH):
         for name, view in _views(x.float(), rng).items():
             logits = predict(view)
             logits = logits.flip(-1) if name == "mirror" else logits
@@ -116,7 +116,8 @@ def shared_iou(label: Tensor, other: Tensor, classes: int) -> Tensor:
     a, b = F.one_hot(label, classes), F.one_hot(other, classes)
     both = (a & b).sum(1).float()
     either = (a | b).sum(1).float()
-    return (both / either.clamp(min=1)).sum(1) / (either > 0).sum(1).clamp(min=1)
+    shared: Tensor = (both / either.clamp(min=1)).sum(1) / (either > 0).sum(1).clamp(min=1)
+    return shared
 
 
 def information(probs: Tensor) -> Tensor:
@@ -128,7 +129,8 @@ def information(probs: Tensor) -> Tensor:
         probs: float [N, P, C].
     """
     mean = probs.mean((0, 1)).clamp(min=1e-12)
-    return (torch.special.xlogy(probs, probs) - probs * mean.log()).sum(2).mean(1)
+    divergence: Tensor = (torch.special.xlogy(probs, probs) - probs * mean.log()).sum(2).mean(1)
+    return divergence
 
 
 def nuclear(probs: Tensor) -> Tensor:

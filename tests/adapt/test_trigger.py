@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from edge_sfda.adapt.trigger import Change, Trigger, describe
 from edge_sfda.cli.adapt import BUILT_IN_MODEL
 from edge_sfda.config import TriggerConfig
-from edge_sfda.data.sources import open_source
+from edge_sfda.data.scene import Scene
 from edge_sfda.errors import ConfigError, UsageError
 from edge_sfda.nets import Predictor, load
 
@@ -155,14 +155,15 @@ def test_description_of_a_frame() -> None:
 
 
 def test_night_on_the_scene_is_found_and_day_is_not() -> None:
-    predict = Predictor(*load(BUILT_IN_MODEL))
-    changes: dict[str, list[Change]] = {"day": [], "day-night": []}
-    for domains, found in changes.items():
-        trigger = Trigger(TriggerConfig(settle=36))
-        for frame in open_source(f"scene:{domains}?frames=110&seed=5&size=96x128&fps=5"):
-            change = trigger.observe(describe(frame.image, predict(frame.image)[1]))
-            found += [change] if change is not None else []
-    assert changes == {"day": [], "day-night": [FOUND]}
+    scene, predict = Scene(seed=5, height=96, width=128), Predictor(*load(BUILT_IN_MODEL))
+    trigger = Trigger(TriggerConfig(settle=30))
+    changes: dict[str, list[Change]] = {"day": [], "night": []}
+    for index in range(90):
+        domain = "day" if index < 65 else "night"
+        image, _ = scene.render(index / 5, domain)
+        change = trigger.observe(describe(image, predict(image)[1]))
+        changes[domain] += [change] if change is not None else []
+    assert changes == {"day": [], "night": [FOUND]}
 
 
 def test_trigger_needs_no_torch() -> None:
