@@ -123,6 +123,7 @@ class BurstConfig:
     affine_only: bool = True  # train scale and shift of the normalisation layers alone, as TENT does
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
     entropy: float = 0.75  # share of the student's own entropy in the loss, in place of the teacher's label
+    guard: bool = True  # deploy a mix with the source where its statistics already fit the target (adapt/guard.py)
     frozen_stride: int = 0  # encoder layers up to this stride keep their weights: most of the backward pass lies there
     online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sfda.adapt import guard
 from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
@@ -48,6 +49,8 @@ class Adapter(Method):
         )
         self.frames: Sequence[Tensor] = ()
         self.usual_weight = torch.full((), torch.nan, device=self.device)
+        self.source: guard.State = {}
+        self.share = 1.0  # of the burst, to be deployed
         self.steps = 0
         self.online = False
 
@@ -62,7 +65,12 @@ class Adapter(Method):
         if self.online:
             return
         self.frames = frames
-        super().begin(frames)
+        self.source = guard.state_of(self.teacher.net)
+        if self.config.burst.guard:
+            blend = self.config.statistics.blend
+            self.share = guard.fit_statistics(self.net, self._batches(frames), blend=blend)
+        else:
+            super().begin(frames)
         if self.reliability is not None:
             batches = self._batches(frames)
             for index, batch in enumerate(batches):
@@ -94,9 +102,12 @@ class Adapter(Method):
         return StepReport(loss.detach(), scalars)
 
     def finish(self) -> None:
-        """Re-estimate the statistics under the new weights, where the burst normalised by its batches."""
+        """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share."""
+        net, blend = self.teacher.net, self.config.statistics.blend
         if self.config.burst.batch_statistics and len(self.frames) > 0:
-            estimate(self.teacher.net, self._batches(self.frames), blend=1.0)
+            net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
+            estimate(net, self._batches(self.frames), blend=blend)
+        guard.retreat(net, self.source, share=self.share)
         super().finish()
 
     def _loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:

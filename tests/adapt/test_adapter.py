@@ -37,6 +37,7 @@ RECIPE: dict[str, Any] = {
         "affine_only": False,
         "batch_statistics": False,
         "entropy": 0.0,
+        "guard": False,
     },
 }
 AFFINE: dict[str, Any] = {"burst": {"affine_only": True, "batch_statistics": True, "entropy": 0.5}}
