@@ -243,6 +243,7 @@ class TrainConfig:
     crop: float = 0.75  # side of the crop as a share of the network's input
     scale: tuple[float, float] = (0.75, 1.5)  # range of the random resize
     colour: float = 0.2  # half-width of brightness, contrast and saturation factors
+    momentum: float = 0.1  # of BatchNorm's running statistics; 0.01 suits a pretrained encoder and thousands of steps
     balance: float = 0.5  # class weights (median share / share)^balance
     seed: int = 0
 
@@ -256,5 +257,6 @@ class TrainConfig:
         _check("scale[0]", self.scale[0], 0.1, self.scale[1])
         _check("scale[1]", self.scale[1], self.scale[0], 10)
         _check("colour", self.colour, 0, 0.9)
+        _check("momentum", self.momentum, 1e-4, 1)
         _check("balance", self.balance, 0, 1)
         _check("seed", self.seed, 0, 2**32 - 1)

@@ -91,7 +91,9 @@ class Adapter(Method):
             taught = self.memory.mix(*taught)
             self.memory.push(frames, view.label, weight)
         student_frames, label, student_weight = self.view(*taught)
-        with batch_statistics(self.net, enabled=self.config.burst.batch_statistics and not self.online):
+        # those of a single frame must never be used raw (METHOD, step 0)
+        by_batch = self.config.burst.batch_statistics and not self.online and len(frames) > 1
+        with batch_statistics(self.net, enabled=by_batch):
             logits = self.net(self.normaliser(student_frames)).logits
         loss = self._loss(logits, label, student_weight)
         # the floor: a batch that weighs nothing, as usual, must stand still; 0 / 0 would make every weight NaN

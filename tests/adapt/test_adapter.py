@@ -506,6 +506,15 @@ def test_student_normalises_by_its_batch_and_the_teacher_does_not(adapter: Make,
     assert not any(m.training for m in method.net.modules())
 
 
+def test_single_frame_is_normalised_by_the_running_statistics(adapter: Make, frames: list[Tensor]) -> None:
+    losses = []
+    for batch_statistics in (False, True):
+        method = adapter(STILL, {"burst": {"batch_statistics": batch_statistics}})
+        method.begin(frames)
+        losses.append(method.step(frames[0][None]).loss)
+    assert torch.equal(losses[0], losses[1])
+
+
 def test_statistics_are_estimated_anew_at_the_end_of_such_a_burst(adapter: Make, frames: list[Tensor]) -> None:
     method = adapter(AFFINE)
     offline(method, frames)
