@@ -103,6 +103,22 @@ def test_burst_goes_on_bit_for_bit(maker, make_frames, tmp_path: Path, method: s
     assert _everything(second) == _everything(whole)
 
 
+def test_share_of_the_burst_to_deploy_is_kept(maker, make_frames, tmp_path: Path) -> None:
+    make, frames = maker(_settings("stvm")), make_frames(6)
+    outcomes = []
+    for _ in range(2):
+        method = make()
+        method.begin(frames)
+        method.step(torch.stack(frames[:2]))
+        method.share = 0.25  # as under a mild shift
+        if outcomes:
+            method = _through_a_file(method, make(), tmp_path / "state.safetensors")
+            method.rejoin(frames)
+        method.finish()
+        outcomes.append(fingerprint(method.deployed.state_dict()))
+    assert outcomes[0] == outcomes[1]
+
+
 def test_state_of_a_method_that_has_taken_no_step_can_be_kept(maker, make_frames, tmp_path: Path) -> None:
     make = maker(_settings("stvm"))
     fresh = make()
@@ -171,6 +187,7 @@ def _without(found: State, name: str) -> State:
     [
         "method.config", "method.observed", "method.random", "net.norm", "teacher.count.updates", "memory.pushed",
         "memory.random", "view.random", "reliability.own.random", "reliability.own.standardised", "adapter.steps",
+        "adapter.begun", "adapter.share",
     ],
 )  # fmt: skip
 def test_state_that_lacks_a_part_is_told(maker, make_frames, name: str) -> None:
