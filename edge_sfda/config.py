@@ -223,6 +223,9 @@ class GateConfig:
     consistency: float = 0.02  # class-averaged IoU
     information: float = 0.05  # nats; what a burst is worth is .2 to .7
     nuclear: float = 0.03  # of 0..1; what a burst is worth is .06 to .2
+    # or, without gains of information, as a network fitted to dusk is sure of itself by day:
+    sided: float = 1.5  # times the deployed network's agreement; a network come home 1.8 to 2.4, a bad one 1.0 at most
+    steady: float = 0.1  # gain of consistency that it then needs; a network come home .23 to .35
     labelled: float = 0.01  # mIoU on labelled probes, which decide in place of the votes
     pixels: int = 1024  # of a frame, evenly spread, that votes look at
     cool_down_s: float = 30.0  # after a swap before the next one, unless a veto falls on what is deployed
@@ -230,10 +233,21 @@ class GateConfig:
 
     def __post_init__(self) -> None:
         _check("gate.least", self.least, 2, 4096)
-        for name in ("alike", "diversity", "moved", "lost", "agreement", "consistency", "nuclear", "labelled"):
+        for name in (
+            "alike",
+            "diversity",
+            "moved",
+            "lost",
+            "agreement",
+            "consistency",
+            "nuclear",
+            "steady",
+            "labelled",
+        ):
             _check(f"gate.{name}", getattr(self, name), 0, 1)
         _check("gate.distance", self.distance, 0, 1000)
         _check("gate.information", self.information, 0, 100)
+        _check("gate.sided", self.sided, 1, 1000)
         _check("gate.pixels", self.pixels, 16, 10_000_000)
         _check("gate.cool_down_s", self.cool_down_s, 0, 1e9)
         _check("gate.seed", self.seed, 0, 2**32 - 1)

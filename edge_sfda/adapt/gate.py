@@ -1,7 +1,8 @@
 """Whether what was learnt replaces what is deployed: evidence, vetoes, then votes, or labels where there are (ours).
 
-No method without labels can be certain that it improved, so the gate is made to refuse: a candidate must be better than
-the deployed network by a margin in every vote, and the ensemble of all candidates must not contradict it.
+No method without labels can be certain that it improved, so the gate is made to refuse. A candidate must be better than
+the deployed network by a margin in every vote, and the ensemble of all candidates must not contradict it; or the
+ensemble must side with it against the deployed network, as when a stream comes home from where that one was fitted to.
 """
 
 from __future__ import annotations
@@ -246,14 +247,20 @@ class _Case:
         return held, f"no candidate is better than {held} by {self.config.labelled:g} mIoU on labelled probes"
 
     def best_by_votes(self, rivals: Sequence[str], held: str) -> tuple[str, str]:
-        """Return the winner of the votes and why: of those with every vote, who gains most in the sum of its ranks."""
+        """Return the winner of the votes and why: of those that may win, who is first in the sum of its ranks."""
         if held not in self.scores:
             return held, f"{held} could not be judged"
         self.votes = {name: self._votes(name, held) for name in rivals}
         unanimous = [name for name in rivals if set(self.votes[name].values()) == {"for"}]
-        if unanimous:
-            best = min(unanimous, key=lambda name: self._rank_sum(name, unanimous))
-            return best, f"{best} is better than {held} in every vote"
+        sided = [name for name in rivals if self._sided(name, held)]
+        winners = unanimous or sided
+        if winners:
+            best = min(winners, key=lambda name: self._rank_sum(name, winners))
+            return best, (
+                f"{best} is better than {held} in every vote"
+                if unanimous
+                else f"the candidates' ensemble sides with {best} against {held}, and it is steadier"
+            )
         if not rivals:
             return held, "no other candidate is left"
         words = (
@@ -272,6 +279,15 @@ class _Case:
             says = "for" if mean - error > getattr(config, vote) else "against" if mean + error < 0 else "abstains"
             found[vote] = says
         return found
+
+    def _sided(self, name: str, held: str) -> bool:
+        """Whether the ensemble is with a candidate against the deployed network, and nothing speaks against it."""
+        mine, theirs = ({vote: float(value.mean()) for vote, value in self.scores[n].items()} for n in (name, held))
+        return (
+            "against" not in self.votes[name].values()
+            and mine["agreement"] > self.config.sided * theirs["agreement"]
+            and mine["consistency"] > theirs["consistency"] + self.config.steady
+        )
 
     def _rank_sum(self, name: str, among: Sequence[str]) -> int:
         means = self.means()

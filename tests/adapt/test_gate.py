@@ -127,6 +127,15 @@ def test_sure_and_steady_but_contradicted_candidate_is_refused(gate: Gate) -> No
     }  # fmt: skip
 
 
+def test_source_that_the_ensemble_sides_with_is_accepted_when_a_stream_comes_home(gate: Gate) -> None:
+    # as sure as the source, but of what it makes out of noise
+    away = _by_colour(40, classes=(0, 1, 3, 2), grain=0.3)
+    decision = gate.judge({"source": GOOD, "deployed": away, "average": GOOD}, FRAMES)
+    assert decision.accepted == "source"
+    assert decision.reason == "the candidates' ensemble sides with source against deployed, and it is steadier"
+    assert decision.votes["source"]["nuclear"] == "abstains"
+
+
 def test_best_of_several_is_accepted(gate: Gate) -> None:
     candidates = {"source": SOURCE, "deployed": SOURCE, "step 10": _by_colour(15), "average": GOOD}
     assert gate.judge(candidates, FRAMES).accepted == "average"
