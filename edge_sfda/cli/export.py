@@ -1,4 +1,4 @@
-"""`edge-sfda export`: from a checkpoint to artefacts that run without torch, each with the proof that it is the same."""
+"""`edge-sfda export`: from a checkpoint to artefacts that run without torch, each proven to be the same."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def export(
     out: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--out", help="Folder for artefacts and reports; --refit may go without.", show_default=False
+            "-o", "--out", help="Folder for artefacts and reports; not needed by --refit.", show_default=False
         ),
     ] = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX model; the default without --trt.")] = False,
@@ -276,7 +276,7 @@ def _show(item: Delivered) -> None:
     say(f"{item.path}   {numbers['bytes'] / 1e6:.2f} MB{verified}")
     lost = parity["miou_lost"]
     say(
-        f"  same class as torch on {percent(parity['agreement'], digits=3)} % of the pixels of {parity['frames']} frames"
+        f"  same class as torch: {percent(parity['agreement'], digits=3)} % of the pixels of {parity['frames']} frames"
         + ("" if lost is None else f"; mIoU {percent(parity['miou_artefact'])} %, lost {percent(lost, digits=2)}")
     )
     say(f"  report {item.report}")

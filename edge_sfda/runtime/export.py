@@ -166,7 +166,7 @@ def _trace(graph: FrameGraph, info: ArtefactInfo) -> ModelProto:
             )
         assert program is not None, "only the exporter without dynamo returns nothing"
         model = program.model_proto
-    except Exception as error:  # noqa: BLE001  the exporter runs the network: anything may come
+    except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         raise ArtefactError(
             f"{type(graph.net).__name__} does not export to ONNX: {type(error).__name__}: {lines[0]}"
@@ -235,5 +235,5 @@ def _check(model: ModelProto) -> None:
         raise ArtefactError(f"the model takes {model.ByteSize()} bytes, more than the {_MAX_BYTES} of one ONNX file")
     try:
         checker.check_model(model, full_check=True)
-    except Exception as error:  # noqa: BLE001  checker and shape inference raise types of their own
+    except Exception as error:
         raise ArtefactError(f"the exporter wrote an invalid model: {str(error).strip().splitlines()[0]}") from error

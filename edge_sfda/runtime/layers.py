@@ -47,7 +47,7 @@ def _count(model: ModelProto, *, trust_pairs: bool) -> dict[str, int]:
 
 
 def _is_work(node: NodeProto) -> bool:
-    return node.op_type in _WORK or node.op_type.startswith("QLinear") and "Conv" in node.op_type
+    return node.op_type in _WORK or (node.op_type.startswith("QLinear") and "Conv" in node.op_type)
 
 
 class _Precisions:

@@ -1,9 +1,9 @@
 """The proof that an artefact is its checkpoint: the same frames through both, pixel by pixel.
 
-Three ways of a frame are compared. The artefact against the torch module that it was traced from, in float32, shows what
-conversion and precision cost; that is what the bounds hold. The artefact against `nets.Predictor`, which resizes on the
-host, shows besides what the resize in the graph costs; without a resize both are the same. Labels, where there are any,
-show what of it matters.
+Three ways of a frame are compared. The artefact against the torch module that it was traced from, in float32, shows
+what conversion and precision cost; that is what the bounds hold. The artefact against `nets.Predictor`, which resizes on
+the host, shows besides what the resize in the graph costs; without a resize both are the same. Labels, where there are
+any, show what of it matters.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Parity:
             found.append(f"{100 * self.miou_lost:.2f} points of mIoU are lost, at most {100 * MIOU_LOST:.1f} may be")
         if not self.host_agreement >= HOST_AGREEMENT:
             found.append(
-                f"{100 * self.host_agreement:.2f} % of the pixels have the class that the host's resize gives, expected "
+                f"{100 * self.host_agreement:.2f} % of the pixels have the class that the host's resize gives, not the "
                 f"{100 * HOST_AGREEMENT:.0f} %; export for frames nearer to the network's size"
             )
         return found
@@ -197,7 +197,7 @@ def open_session(model: bytes) -> InferenceSession:
     options.log_severity_level = 3
     try:
         return onnxruntime.InferenceSession(model, options, providers=[PROVIDER])
-    except Exception as error:  # noqa: BLE001  its exceptions share no base but this
+    except Exception as error:
         raise ArtefactError(f"ONNX Runtime refuses the model: {str(error).strip().splitlines()[0]}") from error
 
 

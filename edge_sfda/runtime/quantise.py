@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 U8 = npt.NDArray[np.uint8]
 
-# symmetric everywhere, weights between nodes of their own, biases in float: with ONNX Runtime's defaults TensorRT refuses
+# symmetric everywhere, weights between nodes of their own, biases in float: TensorRT refuses ONNX Runtime's defaults
 _OPTIONS = {"ActivationSymmetric": True, "WeightSymmetric": True, "AddQDQPairToWeight": True, "QuantizeBias": False}
 
 
@@ -56,7 +56,7 @@ def quantise(model: ModelProto, frames: Sequence[U8]) -> ModelProto:
                 nodes_to_exclude=_classifier(model),
                 extra_options=_OPTIONS,
             )
-        except Exception as error:  # noqa: BLE001  the quantiser raises whatever its parts raise
+        except Exception as error:
             raise ArtefactError(f"quantising to int8 failed ({type(error).__name__}: {error}); export fp16") from error
         return load(str(target))
 

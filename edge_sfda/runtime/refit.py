@@ -1,7 +1,8 @@
 """New weights for an engine that is there: seconds instead of minutes, guarded before and after.
 
-The weights come from a re-export, never from the checkpoint: the exporter folds BatchNorm into the convolutions. It also
-merges weights that happen to be equal, so a re-export may have another graph; the table tells before anything is touched.
+The weights come from a re-export, never from the checkpoint: the exporter folds BatchNorm into the convolutions. It
+also merges weights that happen to be equal, so a re-export may have another graph; the table tells before anything is
+touched.
 """
 
 from __future__ import annotations

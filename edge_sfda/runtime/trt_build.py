@@ -246,7 +246,7 @@ def _converse(folder: Path, limit_s: float, on_phase: OnPhase) -> Mapping[str, A
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment in which the worker finds this package, wherever it was started, and nothing of its folder."""
+    """Return the environment in which the worker finds this package, and nothing of the folder it starts in."""
     here = str(Path(__file__).parents[2])
     paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1"}
