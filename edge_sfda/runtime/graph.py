@@ -1,4 +1,4 @@
-"""The whole way of a frame as one module, uint8 frame in and uint8 mask out: what is exported, and what it is held to."""
+"""The whole way of a frame as one module, uint8 frame in, uint8 mask out: what is exported, and what it is held to."""
 
 from __future__ import annotations
 

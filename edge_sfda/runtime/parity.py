@@ -1,9 +1,9 @@
 """The proof that an artefact is its checkpoint: the same frames through both, pixel by pixel.
 
 Three ways of a frame are compared. The artefact against the torch module that it was traced from, in float32, shows
-what conversion and precision cost; that is what the bounds hold. The artefact against `nets.Predictor`, which resizes on
-the host, shows besides what the resize in the graph costs; without a resize both are the same. Labels, where there are
-any, show what of it matters.
+what conversion and precision cost; that is what the bounds hold. The artefact against `nets.Predictor`, which resizes
+on the host, shows besides what the resize in the graph costs; without a resize both are the same. Labels, where there
+are any, show what of it matters.
 """
 
 from __future__ import annotations

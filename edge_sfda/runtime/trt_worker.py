@@ -3,8 +3,8 @@
     python -m edge_sfda.runtime.trt_worker REQUEST.json
 
 Writes one JSON object a line to standard output: {"phase", "done", "total"} while it works, and at the end {"ok": true}
-or {"error", "kind"}. One code path for tensorrt 10.3 to 11 and tensorrt_rtx: precision stands in the graph, the network is
-strongly typed, there are no precision flags and no calibrator. Imports nothing of torch.
+or {"error", "kind"}. One code path for tensorrt 10.3 to 11 and tensorrt_rtx: precision stands in the graph, the network
+is strongly typed, there are no precision flags and no calibrator. Imports nothing of torch.
 """
 
 from __future__ import annotations
