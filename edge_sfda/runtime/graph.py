@@ -82,7 +82,7 @@ class FrameGraph(nn.Module):
         if self.frame_size is not None:
             x = _shrink(x, self.frame_size, self.size)
         x = F.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
-        return x.round()
+        return (x + 0.5).floor()  # halves go up, as in OpenCV; `round` would take them to the even side
 
 
 def _shrink(x: Tensor, frame: tuple[int, int], net: tuple[int, int]) -> Tensor:

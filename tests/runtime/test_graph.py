@@ -74,7 +74,8 @@ def test_linear_resize_is_opencvs_within_a_step(height: int, width: int, dynamic
     np.testing.assert_allclose(seen, seen.round(), atol=1e-3)  # whole numbers, as on the host
     error = np.abs(seen - expected)
     assert error.max() <= 1.01
-    assert (error > 0.5).mean() < 0.02
+    # on noise, OpenCV's weights of 11 bits leave its own float result by a step as often
+    assert (error > 0.5).mean() < 0.15
 
 
 @pytest.mark.parametrize("times", [3, 4])
