@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import edge_sfda
-from edge_sfda.cli import adapt, demo, evaluate, export, predict, train_source
+from edge_sfda.cli import adapt, demo, doctor, evaluate, export, predict, train_source
 from edge_sfda.cli.failure import Commands
 from edge_sfda.cli.screen import OUT, show_warnings
 
@@ -32,6 +32,7 @@ app.command("adapt", epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
