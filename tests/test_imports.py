@@ -21,7 +21,7 @@ ROWS = (
     ("data", "nets", "metrics", "checkpoint"),
     ("train", "adapt"),
     ("runtime",),
-    ("live",),
+    ("live", "doctor"),
     ("report",),
     ("cli",),
     ("__main__",),

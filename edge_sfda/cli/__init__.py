@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import edge_sfda
-from edge_sfda.cli import adapt, bench, demo, evaluate, export, predict, rollback, train_source
+from edge_sfda.cli import adapt, bench, demo, doctor, evaluate, export, predict, rollback, train_source
 from edge_sfda.cli.failure import Commands
 from edge_sfda.cli.screen import OUT, show_warnings
 
@@ -34,6 +34,7 @@ app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
 app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
 app.command("export", epilog=export.EXAMPLES)(export.export)
 app.command("rollback", epilog=rollback.EXAMPLES)(rollback.rollback)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

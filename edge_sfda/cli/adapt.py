@@ -42,7 +42,8 @@ def adapt(
     frames: Annotated[
         str | None, typer.Option(help="Learn from a folder of pictures, or scene:DOMAIN.", show_default=False)
     ] = None,
-    video: Annotated[str | None, typer.Option(help="Learn from a video file.", show_default=False)] = None,
+    video: Annotated[str | None, typer.Option(help="Learn from a video file or a ROS bag.", show_default=False)] = None,
+    topic: options.Topic = None,
     model: Annotated[Path | None, typer.Option(help="Source checkpoint (.safetensors).", show_default=False)] = None,
     labels: Annotated[
         str | None,
@@ -74,6 +75,7 @@ def adapt(
     """Adapt a network to a new domain from unlabelled frames; neither source data nor labels train it."""
     from edge_sfda.adapt.session import Keep, Session
     from edge_sfda.config import to_toml
+    from edge_sfda.data.bags import with_topic
     from edge_sfda.data.labels import labels_of
     from edge_sfda.data.sources import open_source
     from edge_sfda.nets import load
@@ -81,6 +83,7 @@ def adapt(
     from edge_sfda.report.run_folder import RunFolder
 
     spec, live = _source(camera, frames, video, model)
+    spec = with_topic(spec, topic)
     online = online or live
     if online and hold_out > 0:
         raise UsageError(

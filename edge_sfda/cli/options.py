@@ -28,6 +28,9 @@ Net = Annotated[
         "--net", help="module:factory of a network of your own that the checkpoint may run.", show_default=False
     ),
 ]
+Topic = Annotated[
+    str | None, typer.Option(help="Of the images in a ROS bag; needed where there are several.", show_default=False)
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 
 
