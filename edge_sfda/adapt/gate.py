@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ from edge_sfda.nets.inference import Normaliser
 SOURCE = "source"
 DEPLOYED = "deployed"
 
-# A network; or a function from frames, float 0..255 RGB [B, 3, H, W], to logits, such as an exported engine's.
+# A network; or a function from frames on the CPU, float 0..255 RGB [B, 3, H, W], to logits: an exported engine's.
 Candidate = SegmentationNet | Predict
 # Asked with a candidate's name; returns why it is ruled out, or None. For export parity, latency, power.
 Veto = Callable[[str], str | None]
@@ -89,14 +90,18 @@ class Decision:
         """Whether another network than the deployed one is to be deployed."""
         return self.accepted != DEPLOYED
 
-    def to_json(self) -> str:
-        """Return the decision as one line of JSON; a score that is not finite becomes null."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as JSON values, as a generation's report takes it; a score that is not finite is None."""
         found = asdict(self)
         found["scores"] = {
             name: {key: round(value, 6) if math.isfinite(value) else None for key, value in row.items()}
             for name, row in self.scores.items()
         }
-        return json.dumps(found, allow_nan=False, sort_keys=True)
+        return found
+
+    def to_json(self) -> str:
+        """Return the decision as one line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False, sort_keys=True)
 
 
 class Gate:
@@ -210,9 +215,13 @@ class _Case:
             self._collect_ballots()
 
     def _collect_ballots(self) -> None:
+        taken: dict[int, Ballot] = {}  # before the first swap, the deployed network is the source
         for name in self.standing:
-            predict = self._predict(self.candidates[name])
-            self.ballots[name] = votes.collect(predict, self.probes, pixels=self.config.pixels, seed=self.config.seed)
+            candidate = self.candidates[name]
+            if id(candidate) not in taken:
+                predict, config = self._predict(candidate), self.config
+                taken[id(candidate)] = votes.collect(predict, self.probes, pixels=config.pixels, seed=config.seed)
+            self.ballots[name] = taken[id(candidate)]
         if SOURCE not in self.ballots:
             self.evidence.append("the source itself is ruled out, there is nothing to hold candidates against")
             return

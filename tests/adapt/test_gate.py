@@ -136,6 +136,17 @@ def test_source_that_the_ensemble_sides_with_is_accepted_when_a_stream_comes_hom
     assert decision.votes["source"]["nuclear"] == "abstains"
 
 
+def test_network_that_stands_twice_is_run_once(gate: Gate) -> None:
+    runs = []
+
+    def counted(frames: Tensor) -> Tensor:
+        runs.append(len(frames))
+        return SOURCE(frames)
+
+    gate.judge({"source": counted, "deployed": counted}, FRAMES)
+    assert sum(runs) == len(FRAMES) * 5  # the probe and four changed views
+
+
 def test_best_of_several_is_accepted(gate: Gate) -> None:
     candidates = {"source": SOURCE, "deployed": SOURCE, "step 10": _by_colour(15), "average": GOOD}
     assert gate.judge(candidates, FRAMES).accepted == "average"
