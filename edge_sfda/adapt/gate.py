@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from edge_sfda.adapt import vetoes, votes
+from edge_sfda.adapt.probes import LabelledProbes
 from edge_sfda.adapt.votes import Ballot, Predict
 from edge_sfda.config import GateConfig
-from edge_sfda.errors import LabelError, UsageError
+from edge_sfda.errors import UsageError
 from edge_sfda.manifest import Manifest
 from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets.contract import SegmentationNet
@@ -36,29 +37,6 @@ Candidate = SegmentationNet | Predict
 Veto = Callable[[str], str | None]
 
 _LABELLED_BATCH = 4
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledProbes:
-    """Frames with labels, for the few who have some: they outrank every vote.
-
-    Args:
-        frames: uint8 RGB [N, 3, H, W], of the network's input size.
-        labels: uint8 [N, H, W] of class ids or the ignored one, of the same size.
-
-    Raises:
-        LabelError: none, or the sizes differ.
-    """
-
-    frames: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if len(self.frames) == 0 or (len(self.frames), *self.frames.shape[2:]) != tuple(self.labels.shape):
-            raise LabelError(
-                f"got labelled probes of {tuple(self.frames.shape)} with labels of {tuple(self.labels.shape)}; "
-                "expected [N, 3, H, W] with [N, H, W], one or more"
-            )
 
 
 @dataclass(frozen=True)
