@@ -187,7 +187,7 @@ class TriggerConfig:
 class ProbeConfig:
     """The frames that the gate judges on, never learned from (ours; METHOD, when to adapt)."""
 
-    count: int = 24  # kept; 24 x 150 kB at 192x256, and judging five candidates costs 720 forwards
+    count: int = 24  # kept: 3.5 MB at 192x256, and judging a candidate costs 120 forwards
     share: float = 0.25  # of the stream that goes to the probes and not to learning
     seed: int = 0
 

@@ -12,15 +12,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edge_sfda.adapt import vetoes, votes
+from edge_sfda.adapt.probes import LabelledProbes
 from edge_sfda.adapt.votes import Ballot, Predict
 from edge_sfda.config import GateConfig
-from edge_sfda.errors import LabelError, UsageError
+from edge_sfda.errors import UsageError
 from edge_sfda.manifest import Manifest
 from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets.contract import SegmentationNet
@@ -29,35 +31,12 @@ from edge_sfda.nets.inference import Normaliser
 SOURCE = "source"
 DEPLOYED = "deployed"
 
-# A network; or a function from frames, float 0..255 RGB [B, 3, H, W], to logits, such as an exported engine's.
+# A network; or a function from frames on the CPU, float 0..255 RGB [B, 3, H, W], to logits: an exported engine's.
 Candidate = SegmentationNet | Predict
 # Asked with a candidate's name; returns why it is ruled out, or None. For export parity, latency, power.
 Veto = Callable[[str], str | None]
 
 _LABELLED_BATCH = 4
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledProbes:
-    """Frames with labels, for the few who have some: they outrank every vote.
-
-    Args:
-        frames: uint8 RGB [N, 3, H, W], of the network's input size.
-        labels: uint8 [N, H, W] of class ids or the ignored one, of the same size.
-
-    Raises:
-        LabelError: none, or the sizes differ.
-    """
-
-    frames: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if len(self.frames) == 0 or (len(self.frames), *self.frames.shape[2:]) != tuple(self.labels.shape):
-            raise LabelError(
-                f"got labelled probes of {tuple(self.frames.shape)} with labels of {tuple(self.labels.shape)}; "
-                "expected [N, 3, H, W] with [N, H, W], one or more"
-            )
 
 
 @dataclass(frozen=True)
@@ -89,14 +68,18 @@ class Decision:
         """Whether another network than the deployed one is to be deployed."""
         return self.accepted != DEPLOYED
 
-    def to_json(self) -> str:
-        """Return the decision as one line of JSON; a score that is not finite becomes null."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as JSON values, as a generation's report takes it; a score that is not finite is None."""
         found = asdict(self)
         found["scores"] = {
             name: {key: round(value, 6) if math.isfinite(value) else None for key, value in row.items()}
             for name, row in self.scores.items()
         }
-        return json.dumps(found, allow_nan=False, sort_keys=True)
+        return found
+
+    def to_json(self) -> str:
+        """Return the decision as one line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False, sort_keys=True)
 
 
 class Gate:
@@ -210,9 +193,13 @@ class _Case:
             self._collect_ballots()
 
     def _collect_ballots(self) -> None:
+        taken: dict[int, Ballot] = {}  # before the first swap, the deployed network is the source
         for name in self.standing:
-            predict = self._predict(self.candidates[name])
-            self.ballots[name] = votes.collect(predict, self.probes, pixels=self.config.pixels, seed=self.config.seed)
+            candidate = self.candidates[name]
+            if id(candidate) not in taken:
+                predict, config = self._predict(candidate), self.config
+                taken[id(candidate)] = votes.collect(predict, self.probes, pixels=config.pixels, seed=config.seed)
+            self.ballots[name] = taken[id(candidate)]
         if SOURCE not in self.ballots:
             self.evidence.append("the source itself is ruled out, there is nothing to hold candidates against")
             return
