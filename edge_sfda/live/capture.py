@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 from edge_sfda.config import WatchConfig
 from edge_sfda.data.frames import Frame, FrameSource
@@ -13,6 +14,14 @@ from edge_sfda.errors import DataError
 from edge_sfda.live.watch import Fault, Watch
 
 _JOIN_S = 2.0  # that closing waits for a read that hangs in a driver; the thread is a daemon
+
+
+class Pace(Enum):
+    """How a source is read."""
+
+    LIVE = "live"  # a camera: whoever is slow misses frames, and an end is a failure
+    NATIVE = "native"  # a recording at its own rate, as if it were a camera; it ends
+    FAST = "fast"  # a recording frame by frame: it waits for whoever is slow, and ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +57,7 @@ class Capture:
     Args:
         opener: opens the source; asked again whenever a live one fails.
         config: when to do so.
-        live: a source without an end: whoever is slow misses frames, and an end is a failure. A recording is read frame
-            by frame, waits for whoever is slow, and ends.
+        pace: how the source is read.
         min_side: the smallest H or W that the network takes.
         clock: seconds that only grow.
 
@@ -62,11 +70,11 @@ class Capture:
         opener: Callable[[], FrameSource],
         config: WatchConfig,
         *,
-        live: bool,
+        pace: Pace,
         min_side: int = 8,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.live = live
+        self.pace = pace
         self.config = config
         self._opener = opener
         self._clock = clock
@@ -78,7 +86,7 @@ class Capture:
         self._failure: DataError | None = None
         self._frames = self._dropped = self._opened = 0
         self._trouble = "not opened yet"
-        self._source = None if live else self._open()
+        self._source = None if pace is Pace.LIVE else self._open()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
@@ -124,11 +132,11 @@ class Capture:
                 self._source = None
                 with source:
                     self._pump(source)
-                if not self.live:
+                if self.pace is not Pace.LIVE:
                     break
                 self._tell("the source ended")
             except DataError as error:
-                if not self.live:
+                if self.pace is not Pace.LIVE:
                     self._failure = error
                     break
                 self._tell(str(error))
@@ -143,10 +151,14 @@ class Capture:
         return self._opener()
 
     def _pump(self, source: FrameSource) -> None:
+        begun: float | None = None
         for frame in source:
             fault = self._watch.judge(frame.image)
+            if self.pace is Pace.NATIVE:
+                begun = self._clock() - frame.captured_at if begun is None else begun
+                self._closing.wait(max(0.0, begun + frame.captured_at - self._clock()))
             with self._changed:
-                if not self.live:
+                if self.pace is Pace.FAST:
                     self._changed.wait_for(lambda: self._newest is None or self._closing.is_set())
                 if self._closing.is_set():
                     return
