@@ -213,8 +213,10 @@ def _converse(folder: Path, limit_s: float, on_phase: OnPhase) -> Mapping[str, A
     """Read the worker's lines to the end and return the last word."""
     command = [sys.executable, "-m", trt_worker.__name__, str(folder / "request.json")]
     last: Mapping[str, Any] = {}
-    with (folder / "stderr").open("w+b") as errors:
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
+    with (
+        (folder / "stderr").open("w+b") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()) as worker,
+    ):
         expired = threading.Event()
 
         def end() -> None:
@@ -235,7 +237,6 @@ def _converse(folder: Path, limit_s: float, on_phase: OnPhase) -> Mapping[str, A
         finally:  # Ctrl-C ends the worker as well
             timer.cancel()
             worker.kill()
-            worker.wait()
         if expired.is_set():
             return {"error": f"it took longer than {limit_s:.0f} s; allow more with --limit"}
         if not last:
