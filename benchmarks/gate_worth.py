@@ -264,6 +264,7 @@ def main() -> None:
     parser.add_argument("--tolerance", type=float, default=0.005, help="of mIoU, below which two networks are even")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     parser.add_argument("--name", default="gate_worth", help="of the results")
+    parser.add_argument("--append", action="store_true", help="to the results that are there")
     chosen = parser.parse_args()
     results: list[dict[str, Any]] = []
     with ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool:
@@ -286,10 +287,11 @@ def main() -> None:
         ]
         for future in futures:
             found = future.result()
+            # as they come: hours of work must not hang on the last stream
+            rows.write(chosen.name, found, append=chosen.append or len(results) > 0)
             results += found
             for row in found:
                 print({k: v for k, v in row.items() if k not in ("scores", "votes")}, flush=True)
-    print(rows.write(chosen.name, results))
     print(table(results))
 
 
