@@ -2,8 +2,8 @@
 
 No method without labels can be certain that it improved, so the gate is made to refuse. A candidate must be surer and
 more diverse than the deployed network by a margin in both such votes, no less consistent, and the ensemble of all
-candidates must not contradict it; or the ensemble must side with it against the deployed network, as when a stream comes
-home from where that one was fitted to.
+candidates must not contradict it; or the ensemble must side with it against the deployed network, as when a stream
+comes home from where that one was fitted to.
 """
 
 from __future__ import annotations
