@@ -201,7 +201,7 @@ class ProbeConfig:
 class GateConfig:
     """Whether what was learnt replaces what is deployed (ours; METHOD, when to adapt).
 
-    Bounds were set on the scene's streets 7 and 11 (`benchmarks/gate_worth.py` reports others).
+    Bounds were set on the scene's streets 7, 11 and 31 (`benchmarks/gate_worth.py` reports another).
     """
 
     # evidence: without it nothing is replaced
@@ -218,9 +218,9 @@ class GateConfig:
     distance: float = (
         0.15  # largest relative change of the weights of a kind: a burst makes .03 to .05, at 10x rate .14
     )
-    # votes: how much better than the deployed network, over and above one standard error
+    # votes: how much better than the deployed network to be for it, over and above one standard error
     agreement: float = 0.5  # least share of the deployed network's agreement with the ensemble; bad ones .1 to .3
-    consistency: float = 0.02  # class-averaged IoU
+    consistency: float = 0.02  # class-averaged IoU; a loss of more than its error is a vote against
     information: float = 0.05  # nats; what a burst is worth is .2 to .7
     nuclear: float = 0.03  # of 0..1; what a burst is worth is .06 to .2
     # or, without gains of information, as a network fitted to dusk is sure of itself by day:

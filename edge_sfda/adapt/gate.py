@@ -1,8 +1,9 @@
 """Whether what was learnt replaces what is deployed: evidence, vetoes, then votes, or labels where there are (ours).
 
-No method without labels can be certain that it improved, so the gate is made to refuse. A candidate must be better than
-the deployed network by a margin in every vote, and the ensemble of all candidates must not contradict it; or the
-ensemble must side with it against the deployed network, as when a stream comes home from where that one was fitted to.
+No method without labels can be certain that it improved, so the gate is made to refuse. A candidate must be surer and
+more diverse than the deployed network by a margin in both such votes, no less consistent, and the ensemble of all
+candidates must not contradict it; or the ensemble must side with it against the deployed network, as when a stream
+comes home from where that one was fitted to.
 """
 
 from __future__ import annotations
@@ -238,14 +239,13 @@ class _Case:
         if held not in self.scores:
             return held, f"{held} could not be judged"
         self.votes = {name: self._votes(name, held) for name in rivals}
-        unanimous = [name for name in rivals if set(self.votes[name].values()) == {"for"}]
-        sided = [name for name in rivals if self._sided(name, held)]
-        winners = unanimous or sided
+        surer = [name for name in rivals if self._surer(name)]
+        winners = surer or [name for name in rivals if self._sided(name, held)]
         if winners:
             best = min(winners, key=lambda name: self._rank_sum(name, winners))
             return best, (
-                f"{best} is better than {held} in every vote"
-                if unanimous
+                f"{best} is surer and more diverse than {held}, and no vote is against it"
+                if surer
                 else f"the candidates' ensemble sides with {best} against {held}, and it is steadier"
             )
         if not rivals:
@@ -266,6 +266,14 @@ class _Case:
             says = "for" if mean - error > getattr(config, vote) else "against" if mean + error < 0 else "abstains"
             found[vote] = says
         return found
+
+    def _surer(self, name: str) -> bool:
+        """Whether a candidate gains where a burst gains, and nothing speaks against it.
+
+        A gain of consistency is not asked for: fog and swapped colours shake a good network no less than a bad one.
+        """
+        says = self.votes[name]
+        return says["information"] == says["nuclear"] == "for" and "against" not in says.values()
 
     def _sided(self, name: str, held: str) -> bool:
         """Whether the ensemble is with a candidate against the deployed network, and nothing speaks against it."""
