@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_sfda.cli.screen import ERR, Stop, note, print_json, say
+from edge_sfda.cli.screen import ERR, Stop, note, say
 from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,25 +71,23 @@ def serve(service: Service) -> None:
 
     network, manifest = load(service.model, allow=service.net)
     labelled = _labelled(service.probes, manifest)
-    make_folder(service.folder)
-    generations = Generations(service.folder / GENERATIONS, keep=service.config.keep)
-    generations.start(network.state_dict(), manifest)
-    newest = generations.newest()
-    min_side = network.min_side
-    del network
     config = _with_onnx(service.config)
+    pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
 
     def opener() -> FrameSource:
         return open_source(service.source)
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
+        capture = Capture(opener, config.watch, pace=pace, min_side=network.min_side)
+        stack.callback(capture.close)
+        make_folder(service.folder)  # after all that may be wrong with the arguments
+        generations = Generations(service.folder / GENERATIONS, keep=service.config.keep)
+        generations.start(network.state_dict(), manifest)
+        newest = generations.newest()
         segmenter = stack.enter_context(
             Segmenter.load(artefact_of(newest), device=service.device, net=service.net, colour_order="bgr")
         )
-        pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
-        capture = Capture(opener, config.watch, pace=pace, min_side=min_side)
-        stack.callback(capture.close)
         shown = _Shown(as_json=service.as_json)
         loop = Loop(
             segmenter,
@@ -135,7 +133,9 @@ class _Shown:
 
     def event(self, event: Mapping[str, Any]) -> None:
         if self.as_json:
-            print_json(dict(event))
+            from edge_sfda.live.events import line_of
+
+            say(line_of(event))
             return
         words = event.get("detail") or event.get("why") or event.get("reason") or ""
         name = event.get("phase", event["event"])

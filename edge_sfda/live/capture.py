@@ -62,7 +62,7 @@ class Capture:
         clock: seconds that only grow.
 
     Raises:
-        DataError: a recording does not open. A camera that does not is tried again, like one that fails later.
+        DataError: the source does not open. A camera that fails after that is opened anew, for ever.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Capture:
         self._ended = False
         self._failure: DataError | None = None
         self._frames = self._dropped = self._opened = 0
-        self._trouble = "not opened yet"
-        self._source = None if pace is Pace.LIVE else self._open()
+        self._trouble = ""
+        self._source: FrameSource | None = self._open()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
