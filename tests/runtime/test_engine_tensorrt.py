@@ -1,4 +1,4 @@
-"""What of TensorRT a machine without a GPU can show: each refusal, and the plan of buffers on a stand-in for the GPU."""
+"""What of TensorRT a machine without a GPU can show: refusals, and the plan of buffers on a stand-in for the GPU."""
 
 from __future__ import annotations
 
