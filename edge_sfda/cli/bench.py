@@ -14,6 +14,7 @@ from edge_sfda.cli.screen import OUT, note, percent, print_json, progress
 
 if TYPE_CHECKING:
     from edge_sfda.data.frames import U8
+    from edge_sfda.manifest import Classes
     from edge_sfda.runtime.latency import Latency
     from edge_sfda.runtime.predict import Segmenter
 
@@ -63,6 +64,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Measured:
+    classes: Classes
     latency: Latency
     masks: list[U8]
 
@@ -78,7 +80,9 @@ def _measure(segmenters: list[Segmenter], images: list[U8], rounds: int) -> list
     """Return times and, frame by frame, the masks; what is counted begins once each has seen every frame."""
     from edge_sfda.runtime.latency import Latency
 
-    measured = [_Measured(Latency(), [segmenter(image) for image in images]) for segmenter in segmenters]
+    measured = [
+        _Measured(segmenter.classes, Latency(), [segmenter(image) for image in images]) for segmenter in segmenters
+    ]
     order = list(range(len(segmenters)))
     with progress("measuring") as step:
         for index in range(rounds):
@@ -94,21 +98,23 @@ def _measure(segmenters: list[Segmenter], images: list[U8], rounds: int) -> list
 def _row(path: Path, segmenter: Segmenter, found: _Measured, first: _Measured) -> dict[str, Any]:
     from edge_sfda.metrics import ConfusionMatrix
 
-    classes = segmenter.classes
     percentiles = found.latency.percentiles()
-    matrix = ConfusionMatrix(256, 256)
-    for mask, reference in zip(found.masks, first.masks, strict=True):
-        matrix.update(mask, reference)
+    agreement = float("nan")  # between ids of other classes it would say nothing
+    if found.classes == first.classes:
+        matrix = ConfusionMatrix(256, 256)
+        for mask, reference in zip(found.masks, first.masks, strict=True):
+            matrix.update(mask, reference)
+        agreement = matrix.accuracy()
     total = percentiles["total"]
     return {
         "artefact": path,
         "precision": segmenter.info.precision,
         "runs_on": segmenter.runs_on,
         "bytes": path.stat().st_size,
-        "classes": len(classes),
+        "classes": len(segmenter.classes),
         "fps": 1e3 / total.p50_ms,
         "speed": first.latency.percentiles()["total"].p50_ms / total.p50_ms,
-        "agreement": matrix.accuracy(),
+        "agreement": agreement,
         "latency": {part: asdict(ms) for part, ms in percentiles.items() if part != "capture"},
     }
 
