@@ -176,9 +176,7 @@ def _serve(
 
     given = [name for name, value in not_of_a_service.items() if value is not None]
     if given:
-        raise UsageError(
-            f"{given[0]} does not go with --camera alone; add --online, or give --frames or --video"
-        )
+        raise UsageError(f"{given[0]} does not go with --camera alone; add --online, or give --frames or --video")
     live.check(minutes, mode)
     live.serve(
         live.Service(
