@@ -123,21 +123,20 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption="milliseconds", caption_justify="right")
     table.add_column("artefact", overflow="fold")
-    table.add_column("runs on")
-    for title in ("MB", "fps", "speed", "same %", "pre ms", "net ms", "post ms", "p50", "p90", "p99"):
+    for title in ("MB", "fps", "speed", "same %", "pre", "net", "post", "p90", "p99"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         ms = row["latency"]
         table.add_row(
             Text(row["artefact"].name),
-            f"{row['runs_on']}, {row['precision']}",
             f"{row['bytes'] / 1e6:.1f}",
             f"{row['fps']:.1f}",
             f"{row['speed']:.2f}x",
             percent(row["agreement"], digits=2),
             *(f"{ms[part]['p50_ms']:.2f}" for part in ("pre", "net", "post")),
-            *(f"{ms['total'][key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
+            *(f"{ms['total'][key]:.1f}" for key in ("p90_ms", "p99_ms")),
         )
+        note(f"{row['artefact'].name}: {row['precision']} on {row['runs_on']}")
     OUT.print(table)

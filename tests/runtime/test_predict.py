@@ -423,3 +423,24 @@ def test_inference_over_onnxruntime_imports_no_torch(tiny_onnx) -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code, tiny_onnx()], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[] False"
+
+
+def test_checkpoint_without_torch_is_an_engine_error(nano_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(EngineError, match="running a checkpoint needs torch"):
+        Segmenter.load(nano_checkpoint)
+
+
+def test_frame_on_a_gpu_of_another_number_is_an_error() -> None:
+    engine = FakeEngine()
+    engine.device = 1
+
+    class OnGpu(_Gpu):
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 0
+
+        def __dlpack__(self) -> object:
+            raise AssertionError("the interface is enough")
+
+    with pytest.raises(FrameError, match="lies on GPU 0 and the engine runs on GPU 1"):
+        Segmenter(engine)(OnGpu())
