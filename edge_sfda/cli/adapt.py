@@ -57,6 +57,10 @@ def adapt(
         bool, typer.Option("--online", help="Take --frames or --video in order: predict each, then learn from it.")
     ] = False,
     config: Annotated[Path | None, typer.Option(help="Settings (TOML), over the defaults.", show_default=False)] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Device: cpu, orin-nano, ..., or a TOML file; under --config.", show_default=False),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="stvm, none, bn, tent, cotta, mean-teacher or threshold.", show_default=False),
@@ -109,7 +113,7 @@ def adapt(
             spec,
             model or BUILT_IN_MODEL,
             out,
-            _settings(config, method, seed, steps),
+            _settings(config, profile, method, seed, steps),
             mode=mode,
             budget=budget,
             minutes=minutes,
@@ -128,7 +132,7 @@ def adapt(
         )
     if resume and not online:
         raise UsageError("--resume goes with a stream, --camera or --online; a burst over a set of frames is short")
-    settings = _settings(config, method, seed, steps)
+    settings = _settings(config, profile, method, seed, steps)
     path = model or BUILT_IN_MODEL
     network, manifest = load(path, allow=net, device=options.resolve_device(device))
     measured = labels_of(spec, labels, classes, manifest.classes)
@@ -233,13 +237,17 @@ def _source(camera: str | None, frames: str | None, video: str | None, model: Pa
     return (given[0], camera is not None) if given else (BUILT_IN_FRAMES, False)
 
 
-def _settings(path: Path | None, method: str | None, seed: int | None, steps: int | None) -> AdaptConfig:
-    """Return the settings: the method's own, under those of the file, under those of the command line."""
+def _settings(
+    path: Path | None, profile: str | None, method: str | None, seed: int | None, steps: int | None
+) -> AdaptConfig:
+    """Return the settings: the method's own, under the device's, under the file's, under those of the command line."""
     from edge_sfda import config
+    from edge_sfda.profile import load as load_profile
 
     chosen = method or (config.load(path).method if path else config.AdaptConfig().method)
     base = config.from_dict({"method": chosen})  # an unknown method is told here
     base = config.preset(base.method)
+    base = load_profile(profile).settings(base) if profile else base
     settings = config.load(path, base=base) if path else base
     asked: dict[str, Any] = {"method": chosen} | ({} if seed is None else {"seed": seed})
     return config.from_dict(asked | ({} if steps is None else {"burst": {"steps": steps}}), base=settings)

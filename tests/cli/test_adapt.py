@@ -231,6 +231,20 @@ def test_wrong_usage_exits_2_and_leaves_no_run(run_cli, nano: Path, tmp_path: Pa
     assert not (tmp_path / "run").exists()
 
 
+def test_profile_lies_under_the_settings_file_and_over_the_method(run_cli, nano: Path, tmp_path: Path) -> None:
+    (tmp_path / "board.toml").write_text("[adapt.burst]\nsteps = 5\nbatch = 2\n[adapt.reliability]\nwarm_up = 1\n")
+    (tmp_path / "mine.toml").write_text("[burst]\nsteps = 1\n")
+    run = tmp_path / "run"
+    ran = run_cli(
+        *("adapt", "--frames", SCENE, "--model", nano, "--method", "tent", "-o", run),
+        *("--profile", tmp_path / "board.toml", "--config", tmp_path / "mine.toml"),
+    )
+    assert ran.code == 0
+    settings = config.load(run / "config.toml")
+    assert (settings.burst.steps, settings.burst.batch, settings.burst.rate) == (1, 2, 1e-3)
+    assert run_cli("adapt", "--profile", "toaster", "-o", tmp_path / "none").code == 2
+
+
 def _spoil_frame(drive: Path) -> None:
     (drive / "images" / "f1.png").write_bytes(b"")
 
