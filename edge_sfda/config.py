@@ -403,7 +403,7 @@ class BudgetConfig:
 
     share: float = 0.5  # of the time that learning runs; the rest it sleeps, which leaves a core for the masks
     seconds_per_hour: float = 900.0  # of learning: a burst of the lightweight net on one core is about a minute
-    memory_mb: float = 4096.0  # resident memory of the whole program, above which no burst begins
+    memory_mb: float = 4096.0  # resident memory of the loop, above which no burst begins
     celsius: float = 85.0  # of the hottest zone: boards throttle from about there on
 
     def __post_init__(self) -> None:

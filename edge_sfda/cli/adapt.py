@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,8 +77,9 @@ def adapt(
         str, typer.Option(help="Of --camera: auto, recommend, shadow (judge, deploy nothing) or off.")
     ] = "auto",
     budget: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Of --camera: share of the time that learning may take.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="Of --camera: share of the time for learning; 0.5 without a profile."),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Of --camera: stop after so many minutes.", show_default=False)
     ] = None,
@@ -116,6 +118,7 @@ def adapt(
             _settings(config, profile, method, seed, steps),
             mode=mode,
             budget=budget,
+            profile=profile,
             minutes=minutes,
             limit=limit,
             probes=probes,
@@ -165,7 +168,8 @@ def _serve(
     settings: AdaptConfig,
     *,
     mode: str,
-    budget: float,
+    budget: float | None,
+    profile: str | None,
     minutes: float | None,
     limit: int | None,
     probes: str | None,
@@ -177,20 +181,35 @@ def _serve(
 ) -> None:
     from edge_sfda.cli import live
     from edge_sfda.config import BudgetConfig, LiveConfig
+    from edge_sfda.profile import load as load_profile
 
     given = [name for name, value in not_of_a_service.items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} does not go with --camera alone; add --online, or give --frames or --video")
     live.check(minutes, mode)
+    bounds, threads = BudgetConfig(), None
+    if profile is not None:
+        device_profile = load_profile(profile)
+        threads = device_profile.runtime.threads or None
+        allowed = device_profile.budget
+        mode = mode if allowed.share > 0 else "off"
+        bounds = BudgetConfig(
+            share=allowed.share or bounds.share,
+            seconds_per_hour=allowed.seconds_per_hour,
+            memory_mb=allowed.memory_mb,
+        )
+    if budget is not None:
+        bounds = replace(bounds, share=budget)
     live.serve(
         live.Service(
             source=spec,
             model=model,
             folder=out,
-            config=LiveConfig(mode=mode, budget=BudgetConfig(share=budget)),
+            config=LiveConfig(mode=mode, budget=bounds),
             adapt=settings,
             net=net,
             device=device,
+            threads=threads,
             minutes=minutes,
             limit=limit,
             probes=probes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from edge_sfda.config import AdaptConfig, LiveConfig
     from edge_sfda.data.frames import FrameSource
     from edge_sfda.live.loop import Loop
+    from edge_sfda.live.service import ServiceManager
+    from edge_sfda.live.status import Latest
+    from edge_sfda.runtime.predict import Segmentation
 
 GENERATIONS = "generations"
 EVENTS = "events.jsonl"
@@ -36,6 +39,7 @@ class Service:
         adapt: of a burst.
         net: `module:factory` of a network of your own.
         device: to infer on.
+        threads: of inference on a CPU; None leaves the choice to the library.
         minutes: after which it stops; None goes on for ever.
         limit: of frames.
         probes: folder of labelled probes, or None.
@@ -50,6 +54,7 @@ class Service:
     adapt: AdaptConfig
     net: str | None
     device: str
+    threads: int | None
     minutes: float | None
     limit: int | None
     probes: str | None
@@ -65,6 +70,7 @@ def serve(service: Service) -> None:
     from edge_sfda.live.capture import Capture, Pace
     from edge_sfda.live.events import Events
     from edge_sfda.live.loop import Loop, Place, artefact_of
+    from edge_sfda.live.service import ServiceManager
     from edge_sfda.nets import load
     from edge_sfda.report.run_folder import make_folder
     from edge_sfda.runtime.predict import Segmenter
@@ -86,7 +92,13 @@ def serve(service: Service) -> None:
         generations.start(network.state_dict(), manifest)
         newest = generations.newest()
         segmenter = stack.enter_context(
-            Segmenter.load(artefact_of(newest), device=service.device, net=service.net, colour_order="bgr")
+            Segmenter.load(
+                artefact_of(newest),
+                device=service.device,
+                threads=service.threads,
+                net=service.net,
+                colour_order="bgr",
+            )
         )
         shown = _Shown(as_json=service.as_json)
         loop = Loop(
@@ -100,21 +112,30 @@ def serve(service: Service) -> None:
             events=Events(service.folder / EVENTS, listener=shown.event),
         )
         end = None if service.minutes is None else time.monotonic() + 60 * service.minutes
-        loop.run(_every_frame(loop, stop, shown, end, service.limit))
+        manager = ServiceManager()
+        told: list[bool] = []
+
+        def turn() -> None:
+            manager.alive()  # from this thread: a loop that hangs must be ended by its service manager
+            shown.turn(loop)
+            if stop.wanted or (end is not None and time.monotonic() > end):
+                manager.stopping()
+                loop.stop()
+
+        def look(latest: Latest, seen: Segmentation) -> None:
+            _tell_ready(manager, told)
+            if service.limit is not None and loop.status().frames >= service.limit:
+                loop.stop()
+
+        loop.run(look, on_turn=turn)
         shown.end(loop)
 
 
-def _every_frame(
-    loop: Loop, stop: Stop, shown: _Shown, end: float | None, limit: int | None
-) -> Callable[[Any, Any], None]:
-    def look(latest: Any, seen: Any) -> None:
-        shown.frame(loop)
-        status = loop.status() if limit is not None else None
-        over = status is not None and limit is not None and status.frames >= limit
-        if stop.wanted or over or (end is not None and time.monotonic() > end):
-            loop.stop()
-
-    return look
+def _tell_ready(manager: ServiceManager, told: list[bool]) -> None:
+    """Say once that masks go out."""
+    if not told:
+        manager.ready("masks go out")
+        told.append(True)
 
 
 class _Shown:
@@ -144,7 +165,7 @@ class _Shown:
         if self._live is None:
             note(line)
 
-    def frame(self, loop: Loop) -> None:
+    def turn(self, loop: Loop) -> None:
         now = time.monotonic()
         if self._live is None or now < self._next:
             return

@@ -175,11 +175,17 @@ class Loop:
 
     # --- the loop ---
 
-    def run(self, on_frame: Callable[[Latest, Segmentation], None] = lambda latest, seen: None) -> None:
+    def run(
+        self,
+        on_frame: Callable[[Latest, Segmentation], None] = lambda latest, seen: None,
+        *,
+        on_turn: Callable[[], None] = lambda: None,
+    ) -> None:
         """Predict until the source ends or `stop`; whatever learning does, this goes on.
 
         Args:
             on_frame: called with each prediction, in this thread: what it does delays the next one.
+            on_turn: called in this thread whether or not a frame came, ten times a second at least.
 
         Raises:
             DataError: a recording cannot be read further. A camera is tried again for ever.
@@ -187,6 +193,7 @@ class Loop:
         self.events.tell("started", mode=self.config.mode, generation=self._generation.number)
         try:
             while not self._stopping.is_set():
+                on_turn()
                 seen = self.capture.take(_TAKE_S)
                 if seen is None and self.capture.ended:
                     break
