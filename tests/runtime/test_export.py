@@ -149,7 +149,7 @@ def test_other_frames_are_resized_in_the_graph(make_small, noise) -> None:
     image = noise(150, 200)
     mask = _run(model, image[None])["mask"][0]
     graph = FrameGraph(net, manifest.preprocessing, frame_size=(150, 200))
-    assert (mask == graph(torch.from_numpy(image)[None])[0][0].numpy()).mean() > 0.9999
+    assert (mask == graph(torch.from_numpy(image)[None])[0][0].numpy()).mean() > 0.999
     # 150 rows are more than three times 48: windows on whole pixels against OpenCV's fractions of them
     assert (mask == Predictor(net, manifest)(image)[0]).mean() > 0.93
 

@@ -62,7 +62,7 @@ def test_each_precision_of_the_scenes_network_keeps_its_bound(
     assert parity.frames == 4
     assert not parity.resized
     assert parity.max_confidence_error is not None
-    assert parity.miou_between > 0.9
+    assert parity.miou_between > 0.85
     assert parity.miou_lost is None
     assert all(ms > 0 for ms in (*parity.artefact_ms, *parity.torch_ms))
 
