@@ -83,6 +83,21 @@ def loss_backward_seconds(batch: int, classes: int, height: int, width: int) -> 
     return float(np.median(times))
 
 
+def watch_parts(adapter: Adapter) -> dict[str, Stopwatch]:
+    """Time the parts outside the networks, each by a watch of its own: where another kernel could pay."""
+    parts = {name: Stopwatch() for name in ("reliability", "mixing", "view", "optimizer", "average")}
+    if adapter.reliability is not None:
+        adapter.reliability.score_then_learn = parts["reliability"].wrap(  # type: ignore[method-assign]
+            adapter.reliability.score_then_learn
+        )
+    memory = adapter.memory
+    memory.mix, memory.push = parts["mixing"].wrap(memory.mix), parts["mixing"].wrap(memory.push)  # type: ignore[method-assign]
+    adapter.view = parts["view"].wrap(adapter.view)  # type: ignore[assignment]
+    adapter.optimizer.step = parts["optimizer"].wrap(adapter.optimizer.step)  # type: ignore[method-assign]
+    adapter.teacher.update = parts["average"].wrap(adapter.teacher.update)  # type: ignore[method-assign]
+    return parts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", type=Path, help="checkpoint; random weights of lite0 at 360x480 when absent")
@@ -107,6 +122,8 @@ def main() -> None:
     x = adapter.normaliser(frames[:1])
 
     networks, step_seconds, forward_seconds = [], [], []
+    parts = watch_parts(adapter)
+    shares: list[dict[str, float]] = []
     watch = Stopwatch()
     if adapter.reliability is not None:
         adapter.reliability._learn = watch.without(adapter.reliability._learn)  # type: ignore[method-assign]
@@ -120,6 +137,8 @@ def main() -> None:
         adapter.net.forward = watch.wrap(student_forward)
         adapter.teacher.net.forward = watch.wrap(teacher_forward)
         watch.seconds = 0.0
+        for part in parts.values():
+            part.seconds = 0.0
         picked = torch.arange(index * batch, (index + 1) * batch) % len(frames)
         with timed_backward(watch):
             start = time.perf_counter()
@@ -129,11 +148,13 @@ def main() -> None:
             forward_seconds.append(forward)
             step_seconds.append(total)
             networks.append(watch.seconds)
+            shares.append({name: part.seconds / total for name, part in parts.items()})
     side = [round(s * config.view.crop / 32) * 32 // 4 for s in (pre.height, pre.width)]
     loss_part = loss_backward_seconds(batch, len(manifest.classes), side[0], side[1])
     ratio = np.array(step_seconds) / np.array(forward_seconds)
     outside = 1 - (np.array(networks) - loss_part) / np.array(step_seconds)
     row = {
+        "parts": {name: round(float(np.median([share[name] for share in shares])), 4) for name in parts},
         "net": manifest.net.architecture,
         "size": [pre.height, pre.width],
         "batch": batch,

@@ -123,6 +123,7 @@ class BurstConfig:
     affine_only: bool = True  # train scale and shift of the normalisation layers alone, as TENT does
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
     entropy: float = 0.75  # share of the student's own entropy in the loss, in place of the teacher's label
+    guard: bool = True  # deploy a mix with the source where its statistics already fit the target (adapt/guard.py)
     frozen_stride: int = 0  # encoder layers up to this stride keep their weights: most of the backward pass lies there
     online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
 
@@ -242,6 +243,7 @@ class TrainConfig:
     crop: float = 0.75  # side of the crop as a share of the network's input
     scale: tuple[float, float] = (0.75, 1.5)  # range of the random resize
     colour: float = 0.2  # half-width of brightness, contrast and saturation factors
+    momentum: float = 0.1  # of BatchNorm's running statistics; 0.01 suits a pretrained encoder and thousands of steps
     balance: float = 0.5  # class weights (median share / share)^balance
     seed: int = 0
 
@@ -255,5 +257,6 @@ class TrainConfig:
         _check("scale[0]", self.scale[0], 0.1, self.scale[1])
         _check("scale[1]", self.scale[1], self.scale[0], 10)
         _check("colour", self.colour, 0, 0.9)
+        _check("momentum", self.momentum, 1e-4, 1)
         _check("balance", self.balance, 0, 1)
         _check("seed", self.seed, 0, 2**32 - 1)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sfda.adapt import guard
 from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
@@ -48,6 +49,8 @@ class Adapter(Method):
         )
         self.frames: Sequence[Tensor] = ()
         self.usual_weight = torch.full((), torch.nan, device=self.device)
+        self.source: guard.State = {}
+        self.share = 1.0  # of the burst, to be deployed
         self.steps = 0
         self.online = False
 
@@ -62,7 +65,12 @@ class Adapter(Method):
         if self.online:
             return
         self.frames = frames
-        super().begin(frames)
+        self.source = guard.state_of(self.teacher.net)
+        if self.config.burst.guard:
+            blend = self.config.statistics.blend
+            self.share = guard.fit_statistics(self.net, self._batches(frames), blend=blend)
+        else:
+            super().begin(frames)
         if self.reliability is not None:
             batches = self._batches(frames)
             for index, batch in enumerate(batches):
@@ -83,7 +91,9 @@ class Adapter(Method):
             taught = self.memory.mix(*taught)
             self.memory.push(frames, view.label, weight)
         student_frames, label, student_weight = self.view(*taught)
-        with batch_statistics(self.net, enabled=self.config.burst.batch_statistics and not self.online):
+        # those of a single frame must never be used raw (METHOD, step 0)
+        by_batch = self.config.burst.batch_statistics and not self.online and len(frames) > 1
+        with batch_statistics(self.net, enabled=by_batch):
             logits = self.net(self.normaliser(student_frames)).logits
         loss = self._loss(logits, label, student_weight)
         # the floor: a batch that weighs nothing, as usual, must stand still; 0 / 0 would make every weight NaN
@@ -94,9 +104,12 @@ class Adapter(Method):
         return StepReport(loss.detach(), scalars)
 
     def finish(self) -> None:
-        """Re-estimate the statistics under the new weights, where the burst normalised by its batches."""
+        """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share."""
+        net, blend = self.teacher.net, self.config.statistics.blend
         if self.config.burst.batch_statistics and len(self.frames) > 0:
-            estimate(self.teacher.net, self._batches(self.frames), blend=1.0)
+            net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
+            estimate(net, self._batches(self.frames), blend=blend)
+        guard.retreat(net, self.source, share=self.share)
         super().finish()
 
     def _loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from edge_sfda.errors import CheckpointError, DivergenceError, LabelError, Usage
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser, Predictor
+from edge_sfda.nets.normalisation import batch_norms
 from edge_sfda.ops.weighted_cross_entropy import weighted_cross_entropy
 from edge_sfda.train.augment import augment
 from edge_sfda.train.evaluation import evaluate
@@ -74,6 +75,8 @@ class Trainer:
     ) -> None:
         self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.manifest = manifest
+        for layer in batch_norms(self.net):
+            layer.momentum = config.momentum
         self.train_set, self.val_set = train, val
         self.config = config
         self.out = out

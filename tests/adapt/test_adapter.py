@@ -37,6 +37,7 @@ RECIPE: dict[str, Any] = {
         "affine_only": False,
         "batch_statistics": False,
         "entropy": 0.0,
+        "guard": False,
     },
 }
 AFFINE: dict[str, Any] = {"burst": {"affine_only": True, "batch_statistics": True, "entropy": 0.5}}
@@ -503,6 +504,15 @@ def test_student_normalises_by_its_batch_and_the_teacher_does_not(adapter: Make,
     running = {name: value for name, value in _state(method.net).items() if "running_" in name}
     assert _same(running, {name: before[name] for name in running})
     assert not any(m.training for m in method.net.modules())
+
+
+def test_single_frame_is_normalised_by_the_running_statistics(adapter: Make, frames: list[Tensor]) -> None:
+    losses = []
+    for batch_statistics in (False, True):
+        method = adapter(STILL, {"burst": {"batch_statistics": batch_statistics}})
+        method.begin(frames)
+        losses.append(method.step(frames[0][None]).loss)
+    assert torch.equal(losses[0], losses[1])
 
 
 def test_statistics_are_estimated_anew_at_the_end_of_such_a_burst(adapter: Make, frames: list[Tensor]) -> None:

@@ -23,7 +23,15 @@ from edge_sfda.nets.normalisation import affine_parameters, estimate
 Make = Callable[..., Any]
 
 BURST = BurstConfig(
-    steps=3, batch=2, rate=1e-3, warm_up=0, affine_only=False, batch_statistics=False, entropy=0.0, frozen_stride=0
+    steps=3,
+    batch=2,
+    rate=1e-3,
+    warm_up=0,
+    affine_only=False,
+    batch_statistics=False,
+    entropy=0.0,
+    frozen_stride=0,
+    guard=False,
 )
 # no draws: the loss of a step can be computed beside it
 PLAIN = {"mixing": MixingConfig(enabled=False), "view": ViewConfig(enabled=False)}

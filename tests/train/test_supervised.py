@@ -184,6 +184,16 @@ def test_rate_rises_and_then_falls_to_nothing(in_memory: MakeSet, tmp_path: Path
     assert rates[0.25][::2] == pytest.approx([0.25 * rate for rate in decoder])
 
 
+def test_statistics_move_by_the_momentum_asked_for(in_memory: MakeSet, tmp_path: Path) -> None:
+    means = []
+    for momentum in (0.01, 0.1):
+        config = dataclasses.replace(CONFIG, epochs=1, rate=1e-9, momentum=momentum)
+        trainer = _trainer(tmp_path / "n.safetensors", in_memory(4), in_memory(2), config=config)
+        _fit(trainer)
+        means.append(trainer.net.state_dict()["encoder._bn0.running_mean"])
+    torch.testing.assert_close(means[1], 10 * means[0], rtol=1e-3, atol=1e-6)  # one step, from zero
+
+
 def test_only_matrices_decay(in_memory: MakeSet, tmp_path: Path) -> None:
     trainer = _trainer(tmp_path / "n.safetensors", in_memory(8), in_memory(1))
     decay = {id(p): g["weight_decay"] for g in trainer.optimizer.param_groups for p in g["params"]}
