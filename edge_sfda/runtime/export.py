@@ -118,6 +118,8 @@ def to_onnx(
     """
     info = describe(net, manifest, config)
     require_export_packages()
+    if config.precision == "int8" and not calibration:
+        raise ArtefactError("int8 needs frames to measure ranges on; give --calibrate FRAMES of the place of use")
     graph = FrameGraph(
         net,
         manifest.preprocessing,
