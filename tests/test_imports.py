@@ -30,7 +30,23 @@ ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 FACE = "__init__"  # of the package: loads names from anywhere on first use, so it has no row and may not be imported
 
 TORCH_FREE_ROOMS = ("__init__", "errors", "files", "manifest", "config", "metrics", "checkpoint", "data", "report")
-TORCH_FREE_FILES = ("runtime/artefact.py",)  # of rooms where others need it
+TORCH_FREE_FILES = tuple(  # of rooms where others need it
+    f"runtime/{name}.py"
+    for name in (
+        "artefact",
+        "device_memory",
+        "engine",
+        "engine_fake",
+        "engine_file",
+        "engine_onnx",
+        "engine_tensorrt",
+        "gpu",
+        "intake",
+        "latency",
+        "onnx_wire",
+        "predict",
+    )
+)
 
 
 def _room(path: Path) -> str:
