@@ -58,7 +58,7 @@ def test_adapted_checkpoint_is_adapted_evaluated_and_predicted_with(run_cli, nan
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     evaluated = json.loads(run_cli("evaluate", adapted, SCENE, "--json").out)
     assert evaluated["miou"] == pytest.approx(report["labelled"]["after"]["miou"])
-    assert run_cli("predict", adapted, SCENE, "-o", tmp_path / "masks").code == 0
+    assert run_cli("predict", SCENE, "--model", adapted, "-o", tmp_path / "masks").code == 0
     assert run_cli("adapt", *args, "--model", adapted, "-o", tmp_path / "two").code == 0
 
 
