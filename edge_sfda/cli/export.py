@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edge_sfda.manifest import Manifest
     from edge_sfda.nets import SegmentationNet
     from edge_sfda.runtime.deliver import Delivered
+    from edge_sfda.runtime.engine_file import EngineFile
     from edge_sfda.runtime.export import ExportConfig
     from edge_sfda.runtime.parity import Parity, Sample
     from edge_sfda.runtime.trt_build import BuildConfig
@@ -218,7 +219,7 @@ class _Job:
 
     def make(self, *, onnx: bool, build: BuildConfig | None) -> list[Delivered]:
         """Export, and build where asked; a model that is not its checkpoint is never built into an engine."""
-        from edge_sfda.runtime.deliver import deliver_engine, deliver_onnx
+        from edge_sfda.runtime.deliver import deliver_onnx
         from edge_sfda.runtime.gpu import find_gpu
         from edge_sfda.runtime.trt_build import build_engine, find_toolchain
 
@@ -233,20 +234,31 @@ class _Job:
                 engine, record = build_engine(
                     model, build, on_phase=lambda phase, done, total: step(done, total, what=phase)
                 )
-            path = self.folder / f"{self.stem}.engine"
-            made.append(deliver_engine(engine, record, path, model=model, parity=parity))
+            made.append(self._hand_over(engine, record, self.folder / f"{self.stem}.engine", model, parity))
         return made
 
     def refit(self, engine: Path, target: Path, limit_s: float) -> Delivered:
         """Give an engine the checkpoint's weights; it stays as it is when anything fails."""
-        from edge_sfda.runtime.deliver import deliver_engine, deliver_onnx
-        from edge_sfda.runtime.refit import refit_engine
+        from edge_sfda.runtime.deliver import deliver_onnx
+        from edge_sfda.runtime.refit import check_refit, refit_engine
+
+        check_refit(engine)  # what is wrong with the engine is told before the work
 
         model, parity = self.model()
         if parity.problems():
             return deliver_onnx(model, parity, self.folder / f"{self.stem}.onnx")
         swapped, record = refit_engine(engine, model, limit_s=limit_s)
-        return deliver_engine(swapped, record, target, model=model, parity=parity)
+        return self._hand_over(swapped, record, target, model, parity)
+
+    def _hand_over(self, engine: bytes, record: EngineFile, path: Path, model: ModelProto, parity: Parity) -> Delivered:
+        """Verify an engine where the GPU is that it was built on, and write it, or keep it aside."""
+        from edge_sfda.runtime.deliver import deliver_engine
+        from edge_sfda.runtime.verify import verify_built
+
+        verification = None
+        if record.gpu is not None:
+            record, verification = verify_built(engine, record, self.net, self.manifest, self.samples)
+        return deliver_engine(engine, record, path, model=model, parity=parity, verification=verification)
 
 
 def _same(frame: Frame) -> Frame:

@@ -16,6 +16,7 @@ from edge_sfda.runtime.engine_file import EngineFile
 from edge_sfda.runtime.export import read_info
 from edge_sfda.runtime.parity import Parity
 from edge_sfda.runtime.refit import WeightTable
+from edge_sfda.runtime.verify import Verification
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -65,47 +66,60 @@ def deliver_onnx(model: ModelProto, parity: Parity, path: Path) -> Delivered:
     return Delivered(target, report, problems, numbers)
 
 
-def deliver_engine(engine: bytes, record: EngineFile, path: Path, *, model: ModelProto, parity: Parity) -> Delivered:
+def deliver_engine(
+    engine: bytes,
+    record: EngineFile,
+    path: Path,
+    *,
+    model: ModelProto,
+    parity: Parity,
+    verification: Verification | None = None,
+) -> Delivered:
     """Write an engine, its record and its report.
 
     Args:
         engine: the bytes.
         record: of that engine.
-        path: of the artefact.
+        path: of the artefact; below the bounds it is written aside as in `deliver_onnx`.
         model: that it was built from, or refitted with.
         parity: of that model: what can be said of an engine where it cannot run.
+        verification: of the engine itself; None where it cannot run.
 
     Raises:
         WriteError: a file cannot be written; none is half-written.
     """
-    verified = "verified on this GPU" if record.verified_on_gpu else "not verified on a GPU"
+    verified = f"verified on {record.gpu}" if record.verified_on_gpu else "not verified on a GPU"
+    problems = tuple(verification.problems()) if verification is not None else ()
+    target = path.with_name(path.name + REJECTED) if problems else path
     numbers = _plain(
         {
-            "artefact": path.name,
-            "accepted": True,
-            "problems": [],
+            "artefact": target.name,
+            "accepted": not problems,
+            "problems": problems,
             "bytes": len(engine),
             "verified": verified,
             "engine": asdict(record) | {"engine_sha256": hashlib.sha256(engine).hexdigest()},
+            "verification": None if verification is None else asdict(verification),
             "parity_of_onnx": asdict(parity) | {"miou_lost": parity.miou_lost},
         }
     )
     lines = [
-        *_head(path, len(engine), record.info, ()),
+        *_head(target, len(engine), record.info, problems),
         f"engine     {record.flavor}, TensorRT {record.tensorrt}, {record.gpu or 'built without a GPU'}"
         + (f", driver {record.driver}" if record.driver else ""),
         f"weights    {'can be swapped (refit)' if record.refittable else 'fixed'}",
         f"verified   {verified}",
+        *_verification_lines(verification),
         "",
         "The model that it was built from:",
         *_parity_lines(parity),
         "",
     ]
-    report = _write_report(path, numbers, "\n".join(lines))
+    report = _write_report(target, numbers, "\n".join(lines))
     if record.refittable:
-        WeightTable.of(model).write(path)
-    record.write(path, engine)
-    return Delivered(path, report, (), numbers)
+        WeightTable.of(model).write(target)
+    record.write(target, engine)
+    return Delivered(target, report, problems, numbers)
 
 
 def _write_report(artefact: Path, numbers: Mapping[str, Any], text: str) -> Path:
@@ -126,6 +140,16 @@ def _head(path: Path, size: int, info: ArtefactInfo, problems: tuple[str, ...]) 
         f"frames     {frame}, {info.colour_order.upper()}; the network sees {info.network_size[0]}x"
         f"{info.network_size[1]}",
         f"outputs    {', '.join(info.outputs)}",
+    ]
+
+
+def _verification_lines(found: Verification | None) -> list[str]:
+    if found is None:
+        return []
+    return [
+        f"  same class as torch          {100 * found.agreement:.4f} % of the pixels of {found.frames} frames",
+        f"  mIoU against torch's masks   {100 * found.miou_between:.3f}",
+        f"  latency of a frame           {_times(found.engine_ms)}, {found.runs_on}",
     ]
 
 

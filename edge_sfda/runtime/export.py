@@ -118,6 +118,8 @@ def to_onnx(
     """
     info = describe(net, manifest, config)
     require_export_packages()
+    if config.precision == "int8" and not calibration:
+        raise ArtefactError("int8 needs frames to measure ranges on; give --calibrate FRAMES of the place of use")
     graph = FrameGraph(
         net,
         manifest.preprocessing,
@@ -127,7 +129,7 @@ def to_onnx(
     ).eval()
     model = _trace(graph, info)
     if config.precision == "int8":
-        model = quantise(model, calibration)
+        model = quantise(model, calibration, network_size=info.network_size)
     _keep_outputs(model, info)
     _add_record(model, info)
     _check(model)

@@ -96,8 +96,12 @@ def table_path(engine: Path) -> Path:
     return engine.with_name(engine.name + ".weights.json")
 
 
-def check_refit(engine: Path, model: ModelProto) -> EngineFile:
+def check_refit(engine: Path, model: ModelProto | None = None) -> EngineFile:
     """See that the weights of a model may take the place of an engine's; returns the engine's record.
+
+    Args:
+        engine: the file, its record and table beside it.
+        model: the re-export; None looks at the engine alone.
 
     Raises:
         ArtefactError: record, engine or table are missing or damaged.
@@ -108,10 +112,13 @@ def check_refit(engine: Path, model: ModelProto) -> EngineFile:
         raise EngineError(f"{engine} was built with fixed weights; build it anew with --refittable")
     if record.info.precision == "int8":
         raise EngineError("an int8 engine holds the ranges of its calibration frames as well; build it anew")
+    table = WeightTable.read(engine)
+    if model is None:
+        return record
     new = read_info(model)
     if replace(new, checkpoint_sha256="", producer="") != replace(record.info, checkpoint_sha256="", producer=""):
         raise EngineError(f"{engine} is for other classes, sizes, outputs or precision; build it anew")
-    differences = WeightTable.read(engine).differences(WeightTable.of(model))
+    differences = table.differences(WeightTable.of(model))
     if differences:
         more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
         raise EngineError(

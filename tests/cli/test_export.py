@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from edge_sfda import checkpoint
 from edge_sfda.data.scene import SCENE_CLASSES
 from edge_sfda.manifest import Manifest, NetSpec, Preprocessing
 from edge_sfda.nets import build
-from edge_sfda.runtime import parity, trt_build
+from edge_sfda.runtime import parity, trt_build, verify
 from edge_sfda.runtime.engine_file import EngineFile
 from edge_sfda.runtime.export import read_info
 from edge_sfda.runtime.refit import WeightTable
+from edge_sfda.runtime.verify import Verification
 
 FACTORY = "their_segmentation:small"
 SCENE = "scene:dusk?frames=3&fps=1&size=48x64"
@@ -174,10 +176,22 @@ def test_refit_swaps_the_engine_in_place_or_leaves_it(
     assert EngineFile.read(engine)[1] == b"old engine"
     monkeypatch.setattr(refit, "find_gpu", lambda: Gpu("A", "1"))
     monkeypatch.setattr(refit, "run_worker", lambda *args, **kwargs: b"new engine")
+    found = Verification(
+        precision="fp32", frames=3, agreement=0.5, miou_between=0.4, engine_ms=(1.0, 2.0, 3.0), runs_on="fake"
+    )
+    monkeypatch.setattr(verify, "verify_built", lambda data, record, *rest: (record, found))
+    ran = run_cli(*command)
+    assert ran.code == 1
+    assert "of the engine have the checkpoint's class" in ran.err
+    assert EngineFile.read(engine)[1] == b"old engine"
+    good = replace(found, agreement=1.0)
+    monkeypatch.setattr(
+        verify, "verify_built", lambda data, record, *rest: (replace(record, verified_on_gpu=True), good)
+    )
     ran = run_cli(*command)
     assert (ran.code, ran.err) == (0, "")
     assert EngineFile.read(engine)[1] == b"new engine"
-    assert "not verified on a GPU" in ran.out
+    assert "verified on A" in ran.out
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from edge_sfda.runtime.artefact import METADATA_KEY, ArtefactInfo
 from edge_sfda.runtime.deliver import deliver_engine, deliver_onnx
 from edge_sfda.runtime.engine_file import EngineFile
 from edge_sfda.runtime.parity import Parity
+from edge_sfda.runtime.verify import Verification
 
 INFO = ArtefactInfo(
     classes=Classes(("road", "car"), ((128, 64, 128), (0, 0, 142))),
@@ -119,6 +120,30 @@ def test_full_disk_leaves_no_artefact_and_nothing_half_written(tmp_path: Path) -
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx.report.json", "a.onnx.report.txt"]
 
 
+def test_engine_that_is_not_its_checkpoint_lies_aside_and_an_older_one_stays(tmp_path: Path) -> None:
+    record = EngineFile(
+        info=INFO,
+        flavor="rtx",
+        tensorrt="1.7",
+        gpu="A",
+        driver="1",
+        refittable=False,
+        verified_on_gpu=False,
+        onnx_sha256="00",
+    )
+    deliver_engine(b"older", record, tmp_path / "a.engine", model=_model(), parity=PARITY)
+    found = Verification(
+        precision="int8", frames=4, agreement=0.5, miou_between=0.4, engine_ms=(1.0, 2.0, 3.0), runs_on="fake"
+    )
+    made = deliver_engine(b"newer", record, tmp_path / "a.engine", model=_model(), parity=PARITY, verification=found)
+    assert made.path.name == "a.engine.rejected"
+    assert "int8 must reach 97.0 %" in made.problems[0]
+    assert EngineFile.read(tmp_path / "a.engine")[1] == b"older"
+    assert EngineFile.read(made.path)[1] == b"newer"
+    assert json.loads(made.report.read_text())["verification"]["agreement"] == 0.5
+    assert "50.0000 % of the pixels of 4 frames" in made.report.with_suffix(".txt").read_text()
+
+
 @pytest.mark.parametrize("gpu", [None, "NVIDIA Orin"])
 def test_engine_lies_beside_its_record_and_says_whether_it_was_run(tmp_path: Path, gpu: str | None) -> None:
     record = EngineFile(
@@ -142,5 +167,5 @@ def test_engine_lies_beside_its_record_and_says_whether_it_was_run(tmp_path: Pat
         assert not (tmp_path / "a.engine.weights.json").exists()
     else:
         assert "NVIDIA Orin, driver 580.1" in page
-        assert report["verified"] == "verified on this GPU"
+        assert report["verified"] == "verified on NVIDIA Orin"
         assert (tmp_path / "a.engine.weights.json").is_file()

@@ -48,7 +48,7 @@ class _Given:
 
 @pytest.mark.parametrize(
     ("settings", "agreement", "logit_error"),
-    [({}, 0.9999, 1e-3), ({"precision": "fp16"}, 0.998, 0.2), ({"precision": "int8"}, 0.97, 5.0)],
+    [({}, 0.9999, 1e-3), ({"precision": "fp16"}, 0.998, 0.2), ({"precision": "int8"}, 0.98, 1.5)],
 )
 def test_each_precision_of_the_scenes_network_keeps_its_bound(
     exported, scene_net, scene_frames, settings: dict[str, Any], agreement: float, logit_error: float
@@ -62,7 +62,7 @@ def test_each_precision_of_the_scenes_network_keeps_its_bound(
     assert parity.frames == 4
     assert not parity.resized
     assert parity.max_confidence_error is not None
-    assert parity.miou_between > 0.9
+    assert parity.miou_between > 0.85
     assert parity.miou_lost is None
     assert all(ms > 0 for ms in (*parity.artefact_ms, *parity.torch_ms))
 
