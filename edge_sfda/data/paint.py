@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edge_sfda.data.frames import check_frame
 from edge_sfda.errors import LabelError
 from edge_sfda.manifest import Classes
 
@@ -44,8 +45,10 @@ def overlay(image: U8, mask: U8, classes: Classes, *, alpha: float = 0.6) -> U8:
         HWC uint8 BGR.
 
     Raises:
+        FrameError: `image` is no picture.
         LabelError: as in `colour_mask`, or the sizes differ.
     """
+    check_frame(image, min_side=1)
     if image.shape[:2] != mask.shape[:2]:
         raise LabelError(f"mask of {mask.shape[:2]} over a frame of {image.shape[:2]}; resize the mask to the frame")
     blended = cv2.addWeighted(image, 1 - alpha, colour_mask(mask, classes), alpha, 0)

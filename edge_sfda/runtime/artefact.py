@@ -99,7 +99,7 @@ class ArtefactInfo:
             )
         except ArtefactError:
             raise
-        except (ConfigError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (ConfigError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise ArtefactError(
                 f"unreadable artefact record ({type(error).__name__}: {error}); was the file exported by edge-sfda?"
             ) from error

@@ -24,7 +24,7 @@ CUDA = "CUDAExecutionProvider"
 
 _MAX_BYTES = 2**31 - 1  # of a model in one file: protobuf's limit
 _MAX_BATCH = 1024
-_QUIET = 3  # errors only: what went wrong is raised, a second copy on stderr helps nobody
+_QUIET = 4  # fatal only: what went wrong is raised, a second copy on stderr helps nobody
 _DTYPES: dict[str, np.dtype[Any]] = {
     "mask": np.dtype(np.uint8),
     "confidence": np.dtype(np.float32),
@@ -118,13 +118,14 @@ def read_onnx(path: Path) -> tuple[bytes, ArtefactInfo]:
         data = path.read_bytes()
     except OSError as error:
         raise ArtefactError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    if not data:
+        raise ArtefactError(f"{path} is an empty file; export or copy it again")
     try:
         head = read_head(data)
     except ValueError as error:  # also UnicodeDecodeError
         raise ArtefactError(f"{path} is no ONNX model, or is damaged: {error}; export or copy it again") from error
-    folder = path.resolve().parent
     for name in head.external:
-        if not (folder / name).resolve().is_relative_to(folder) or Path(name).is_absolute():
+        if not _is_inside(path.resolve().parent, name):
             raise ArtefactError(f"{path} asks for weights from {name!r}, outside its own folder; it is not loaded")
     if METADATA_KEY not in head.properties:
         raise ArtefactError(f"{path} carries no record of edge-sfda; make it with edge-sfda export")
@@ -132,6 +133,14 @@ def read_onnx(path: Path) -> tuple[bytes, ArtefactInfo]:
         return data, ArtefactInfo.from_json(head.properties[METADATA_KEY])
     except ArtefactError as error:
         raise ArtefactError(f"{path}: {error}") from error
+
+
+def _is_inside(folder: Path, name: str) -> bool:
+    """Return whether a file that a model names lies in its folder, links followed."""
+    try:
+        return not Path(name).is_absolute() and (folder / name).resolve().is_relative_to(folder)
+    except (ValueError, RuntimeError, OSError):  # a null byte; a link that leads to itself
+        return False
 
 
 def _wanted_gpu(config: EngineConfig) -> int | None:
@@ -158,7 +167,9 @@ def _open(path: Path, data: bytes, config: EngineConfig, gpu: int | None) -> Inf
     providers = [CPU] if gpu is None else [(CUDA, {"device_id": str(gpu)}), CPU]
     try:
         # from the bytes that were looked at, not from the path, which may be another file by now
-        session = ort.InferenceSession(data, options, providers=providers)
+        # Its own fallback makes a session on the CPU when the first fails, at a later frame as well, and prints so on
+        # standard output, where results belong.
+        session = ort.InferenceSession(data, options, providers=providers, enable_fallback=0)
     except Exception as error:  # ONNX Runtime's errors share no base class
         raise ArtefactError(f"ONNX Runtime refuses {path}: {_first_line(error)}") from error
     if gpu is not None and CUDA not in session.get_providers():
@@ -175,6 +186,8 @@ def _options(config: EngineConfig, path: Path) -> SessionOptions:
     options.log_severity_level = _QUIET
     if config.threads is not None:
         options.intra_op_num_threads = config.threads
+    # threads that spin while they wait for the next frame take a fifth more of the CPU, from all else on a board
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.inter_op_num_threads = 1  # a network is a chain; what runs side by side are the parts of one operator
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.resolve().parent))
     return options
@@ -182,12 +195,14 @@ def _options(config: EngineConfig, path: Path) -> SessionOptions:
 
 def _check_contract(session: InferenceSession, info: ArtefactInfo, path: Path) -> None:
     """See that inputs and outputs are those of the record, before any buffer is bound to them."""
-    height, width = info.frame_size or (None, None)
     inputs = [(value.name, value.type, value.shape[-1]) for value in session.get_inputs()]
     if inputs != [(INPUT, "tensor(uint8)", 3)]:
         raise ArtefactError(f"{path} takes {inputs}, expected one input {INPUT}, uint8 [B, H, W, 3]; export it again")
-    if height is not None and session.get_inputs()[0].shape[1:3] != [height, width]:
-        raise ArtefactError(f"{path} takes {session.get_inputs()[0].shape}, its record says frames of {height}x{width}")
+    sides = session.get_inputs()[0].shape[1:3]
+    if info.frame_size is None and any(isinstance(side, int) for side in sides):
+        raise ArtefactError(f"{path} takes frames of {sides}, its record says any size; export it again")
+    if info.frame_size is not None and sides != list(info.frame_size):
+        raise ArtefactError(f"{path} takes frames of {sides}, its record says {list(info.frame_size)}; export it again")
     outputs = {value.name: value.type for value in session.get_outputs()}
     if outputs != {name: _TYPES[name] for name in info.outputs}:
         raise ArtefactError(f"{path} gives {outputs}, its record says {', '.join(info.outputs)}; export it again")

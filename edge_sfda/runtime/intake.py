@@ -165,6 +165,8 @@ def _dlpack_device(given: Any) -> tuple[int, int] | None:
 
 
 def _from_interface(interface: dict[str, Any], device: int | None, owner: object) -> _OnGpu:
+    if not isinstance(interface, dict) or not {"typestr", "shape", "data"} <= set(interface):
+        raise FrameError("frame has a __cuda_array_interface__ without typestr, shape and data; expected version 3")
     if interface["typestr"] not in ("|u1", "<u1", "=u1", "u1"):
         _refuse_dtype(str(interface["typestr"]))
     shape = tuple(int(n) for n in interface["shape"])

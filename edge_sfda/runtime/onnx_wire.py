@@ -14,7 +14,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types of protobuf
 _INSIDE: Mapping[str, Mapping[int, str]] = {
     "Model": {7: "Graph", 14: "Property", 20: "Training", 25: "Function"},
     "Training": {1: "Graph", 2: "Graph"},
-    "Function": {7: "Node"},
+    "Function": {7: "Node", 11: "Attribute"},  # 11: defaults of its attributes
     "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
     "Node": {5: "Attribute"},
     "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},

@@ -268,12 +268,12 @@ class Segmenter:
             wanted = engine.info.outputs if outputs is None else outputs
             parts, net_s = [], 0.0
             ready = time.perf_counter()
-            for part in _parts(fitted, engine.max_batch):
+            for part, again in _parts(fitted, engine.max_batch):
                 before = time.perf_counter()
                 found = engine.run(part, wanted)
                 net_s += time.perf_counter() - before
                 # copied before the next call takes the engine's buffers
-                parts.append(_own(found, wanted, frames.shape[1], frames.shape[2]))
+                parts.append(_own(_without(found, again), wanted, frames.shape[1], frames.shape[2]))
             end = time.perf_counter()
         times = Times(0.0, 1e3 * (ready - start), 1e3 * net_s, 1e3 * (end - ready - net_s))
         return Segmentation(
@@ -346,20 +346,31 @@ def _swapped(frame: U8) -> U8:
     return cast(U8, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
 
 
-def _parts(frames: Frames, most: int) -> Iterator[Frames]:
-    """Cut a batch into calls that the engine takes."""
+def _parts(frames: Frames, most: int) -> Iterator[tuple[Frames, int]]:
+    """Cut a batch into calls that the engine takes, all of one size: a TensorRT engine plans its memory for one.
+
+    Yields:
+        the part, and how many of its first frames were in the part before it as well.
+    """
     count = frames.shape[0]
-    if count <= most:
-        yield frames
-        return
-    for start in range(0, count, most):
-        stop = min(start + most, count)
+    calls = -(-count // most)
+    size = -(-count // calls)
+    for index in range(calls):
+        start = min(index * size, count - size)
         if isinstance(frames, DeviceFrames):
-            shape = (stop - start, *frames.shape[1:])
             step = frames.shape[1] * frames.shape[2] * 3  # bytes of a frame
-            yield replace(frames, pointer=frames.pointer + start * step, shape=shape)
+            part: Frames = replace(frames, pointer=frames.pointer + start * step, shape=(size, *frames.shape[1:]))
         else:
-            yield frames[start:stop]
+            part = frames[start : start + size]
+        yield part, index * size - start
+
+
+def _without(found: Outputs, first: int) -> Outputs:
+    """Return the outputs of a batch without those of its first frames."""
+    if first == 0:
+        return found
+    confidence = None if found.confidence is None else found.confidence[first:]
+    return Outputs(found.mask[first:], confidence, None if found.logits is None else found.logits[first:])
 
 
 def _own(found: Outputs, wanted: Sequence[str], height: int, width: int) -> Outputs:

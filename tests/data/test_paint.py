@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edge_sfda.data.paint import colour_mask, overlay
-from edge_sfda.errors import LabelError
+from edge_sfda.errors import FrameError, LabelError
 from edge_sfda.manifest import Classes
 
 CLASSES = Classes(("road", "sky", "car"), ((10, 20, 30), (200, 100, 0), (0, 0, 255)))
@@ -42,3 +42,9 @@ def test_overlay_does_not_change_its_frame() -> None:
 def test_overlay_refuses_a_mask_of_another_size() -> None:
     with pytest.raises(LabelError, match="resize the mask"):
         overlay(np.zeros((4, 4, 3), np.uint8), np.zeros((2, 2), np.uint8), CLASSES)
+
+
+@pytest.mark.parametrize("image", [None, np.zeros((2, 2), np.uint8), np.zeros((2, 2, 3), np.float32)])
+def test_overlay_refuses_what_is_no_picture(image) -> None:
+    with pytest.raises(FrameError, match="expected"):
+        overlay(image, np.zeros((2, 2), np.uint8), CLASSES)

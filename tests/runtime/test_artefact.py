@@ -44,6 +44,7 @@ def test_record_comes_back_from_json_as_it_was(info: ArtefactInfo) -> None:
         ("frame_size", [4], "unreadable artefact record"),
         ("network_size", [360, 9000], "network_size"),
         ("network_size", None, "unreadable artefact record"),
+        ("network_size", [float("inf"), 480], "unreadable artefact record"),
         ("min_side", 0, "min_side 0"),
         ("classes", {"names": ["road"], "palette": [[0, 0, 0]], "ignore_id": 255}, "expected 2 to 255"),
         ("classes", {}, "unreadable artefact record"),

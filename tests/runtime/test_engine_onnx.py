@@ -122,7 +122,7 @@ def _folder(path: Path) -> None:
     ("spoil", "words"),
     [
         (_missing, "no ONNX model at"),
-        (_empty, "carries no record"),
+        (_empty, "is an empty file"),
         (_truncated, "is damaged"),
         (_text, "no ONNX model"),
         (_folder, "no ONNX model at"),
@@ -153,8 +153,10 @@ def test_model_whose_outputs_are_not_those_of_its_record_is_refused(tiny_onnx) -
 
 def test_model_whose_size_is_not_that_of_its_record_is_refused(tiny_onnx) -> None:
     info = fake_info(frame_size=(16, 24))
-    with pytest.raises(ArtefactError, match="its record says frames of 16x32"):
+    with pytest.raises(ArtefactError, match=r"its record says \[16, 32\]"):
         OnnxEngine(tiny_onnx(info=info, record=fake_info(frame_size=(16, 32)).to_json()), CPU)
+    with pytest.raises(ArtefactError, match="its record says any size"):
+        OnnxEngine(tiny_onnx(info=info, record=fake_info().to_json()), CPU)
 
 
 def test_model_that_takes_something_else_is_refused(tmp_path: Path) -> None:
@@ -182,10 +184,13 @@ def _point_outside(path: Path, location: str) -> None:
     path.write_bytes(model.SerializeToString())
 
 
-@pytest.mark.parametrize("location", ["/etc/hostname", "../weights.bin", "a/../../weights.bin", "link/weights.bin"])
+@pytest.mark.parametrize(
+    "location", ["/etc/hostname", "../weights.bin", "a/../../weights.bin", "link/weights.bin", "nul\0", "loop"]
+)
 def test_weights_outside_the_models_folder_are_refused(tiny_onnx, tmp_path: Path, location: str) -> None:
     path = tiny_onnx()
     (tmp_path / "link").symlink_to(tmp_path.parent)
+    (tmp_path / "loop").symlink_to("loop")
     _point_outside(path, location)
     with pytest.raises(ArtefactError, match="outside its own folder"):
         OnnxEngine(path, CPU)
@@ -203,6 +208,22 @@ def test_weights_beside_the_model_are_read_from_there(
     assert np.allclose(found.confidence, _frames()[..., 0] / np.float32(51))
 
 
+def test_model_that_onnxruntime_refuses_is_told_once_and_prints_nothing(tiny_onnx, capfd) -> None:
+    path = tiny_onnx()
+    model = onnx.load(path)
+    model.graph.node[0].op_type = "NoSuchOperator"
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match="ONNX Runtime refuses .*NoSuchOperator"):
+        OnnxEngine(path, CPU)
+    path.write_bytes(path.read_bytes().replace(b"NoSuchOperator", b"NoSuch\xffperator"))
+    with pytest.raises(ArtefactError):  # it raises ValueError here, after which its fallback would print
+        OnnxEngine(path, CPU)
+    _point_outside(tiny_onnx(), ".")
+    with pytest.raises(ArtefactError):  # this one is in its log as well
+        OnnxEngine(path, CPU)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_gpu_that_onnxruntime_has_no_code_for_is_an_error(tiny_onnx) -> None:
     if engine_onnx.CUDA in onnxruntime.get_available_providers():
         pytest.skip("onnxruntime-gpu is installed")
@@ -216,7 +237,8 @@ def test_silent_fall_back_to_the_cpu_is_an_error(tiny_onnx, monkeypatch: pytest.
     made: list[Any] = []
     real = onnxruntime.InferenceSession
 
-    def session(data: bytes, options: Any, providers: Any) -> Any:
+    def session(data: bytes, options: Any, providers: Any, enable_fallback: int) -> Any:
+        assert not enable_fallback, "or it falls back to the CPU at a later frame as well"
         made.append(providers[0])
         return real(data, options, providers=["CPUExecutionProvider"])
 

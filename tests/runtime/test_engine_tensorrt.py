@@ -220,9 +220,13 @@ def test_frames_outside_what_it_was_built_for_are_named(shape: tuple[int, int, i
 
 
 def test_larger_batches_are_cut_to_what_it_was_built_for() -> None:
-    engine, _, _ = _made()
+    engine, memory, _ = _made()
+    segment = Segmenter(engine)
     frames = _frames(5)
-    assert (Segmenter(engine).batch(frames).mask == bright(frames)).all()
+    segment.batch(frames)
+    memory.said.clear()
+    assert (segment.batch(frames).mask == bright(frames)).all()
+    assert not {"allocate", "pin", "free", "capture"} & set(memory.said)
 
 
 def test_failed_launch_is_an_error() -> None:

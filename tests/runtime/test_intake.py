@@ -116,6 +116,7 @@ def test_cuda_array_interface_gives_the_address_and_the_stream() -> None:
         (_interface(strides=(40, 3, 1)), "not contiguous"),
         (_interface(shape=(3, 10, 12)), "planes first"),
         (_interface(shape=(4, 12, 3)), "too small"),
+        (_OnGpu({}), "without typestr, shape and data"),
     ],
 )
 def test_wrong_cuda_array_interface_is_named(given: Any, words: str) -> None:

@@ -34,6 +34,8 @@ def _model() -> onnx.ModelProto:
     function = helper.make_function(
         "own", "f", [], ["z"], [helper.make_node("Constant", [], ["z"], value=_external("f", "function.bin"))], []
     )
+    default = function.attribute_proto.add(name="value", type=onnx.AttributeProto.TENSOR)
+    default.t.CopyFrom(_external("d", "default.bin"))
     model = helper.make_model(graph, functions=[function])
     helper.set_model_props(model, {"edge_sfda": "{}", "note": "ä"})
     return model
@@ -45,7 +47,7 @@ def test_head_has_the_metadata() -> None:
 
 def test_external_files_are_found_wherever_a_tensor_may_hide() -> None:
     found = read_head(_model().SerializeToString()).external
-    assert set(found) == {"weights.bin", "sparse.bin", "then.bin", "function.bin"}
+    assert set(found) == {"weights.bin", "sparse.bin", "then.bin", "function.bin", "default.bin"}
 
 
 def test_model_without_external_files_has_none() -> None:

@@ -93,12 +93,18 @@ def test_batch_is_its_frames_one_by_one(tiny_onnx) -> None:
         assert seen.confidence.shape == (3, 16, 24)
 
 
-def test_batch_larger_than_the_engines_is_cut() -> None:
-    engine = FakeEngine(max_batch=2)
-    frames = np.stack([_frame(seed=i) for i in range(5)])
+@pytest.mark.parametrize(
+    ("count", "calls"), [(1, [1]), (4, [4]), (5, [3, 3]), (6, [3, 3]), (9, [3, 3, 3]), (10, [4, 4, 4])]
+)
+def test_batch_larger_than_the_engines_is_cut_into_calls_of_one_size(count: int, calls: list[int]) -> None:
+    engine = FakeEngine(fake_info(outputs=("mask", "confidence", "logits")), max_batch=4)
+    frames = np.stack([_frame(seed=i) for i in range(count)])
     seen = Segmenter(engine).batch(frames)
-    assert [shape[0] for shape in engine.calls] == [2, 2, 1]
+    assert [shape[0] for shape in engine.calls] == calls
     assert (seen.mask == bright(frames)).all()
+    assert seen.confidence is not None
+    assert seen.logits is not None
+    assert len(seen.confidence) == len(seen.logits) == count
 
 
 def test_artefact_of_one_size_is_given_frames_of_it_and_gives_masks_of_theirs() -> None:
