@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edge_sfda.manifest import Manifest as Manifest
     from edge_sfda.nets import Predictor as Predictor
     from edge_sfda.nets import load as load
+    from edge_sfda.runtime.predict import Segmenter as Segmenter
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOME = {
     "Frame": "edge_sfda.data.frames",
     "Manifest": "edge_sfda.manifest",
     "Predictor": "edge_sfda.nets",
+    "Segmenter": "edge_sfda.runtime.predict",
     "Session": "edge_sfda.adapt.session",
     "load": "edge_sfda.nets",
     "open_dataset": "edge_sfda.data.datasets",
@@ -43,6 +45,7 @@ __all__ = [
     "Frame",
     "Manifest",
     "Predictor",
+    "Segmenter",
     "Session",
     "__version__",
     "load",

@@ -103,6 +103,15 @@ def save(path: str | Path, state: Mapping[str, Tensor], manifest: Manifest) -> M
     return manifest
 
 
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return the hash that a manifest would hold of these tensors (`tensors_sha256`).
+
+    Raises:
+        CheckpointError: as for `save`.
+    """
+    return _hash_tensors(_stored(name, tensor) for name, tensor in state.items())
+
+
 def load(path: str | Path) -> Checkpoint:
     """Read and verify a checkpoint: format, length, both hashes, all values finite.
 

@@ -8,6 +8,8 @@
     │   ├── LabelError           a label image or class map does not fit
     │   └── SourceError          a camera, video or folder does not open or ends at once
     ├── CheckpointError          truncated, tampered with, a pickle, of another network
+    ├── ArtefactError            an exported model or engine is foreign, damaged, or not the checkpoint it says it is
+    ├── EngineError              an engine cannot be built, refitted or run here
     ├── NetError                 a network does not offer what adaptation needs
     ├── DivergenceError          non-finite weights, logits or loss
     └── WriteError               a result cannot be written: no permission, full disk
@@ -52,6 +54,14 @@ class SourceError(DataError):
 
 class CheckpointError(EdgeSfdaError):
     """A checkpoint is truncated, tampered with, a pickle, or of another network."""
+
+
+class ArtefactError(EdgeSfdaError):
+    """An exported model or engine is foreign, damaged, or does not agree with its checkpoint."""
+
+
+class EngineError(EdgeSfdaError):
+    """An engine cannot be built, refitted or run here: no package, no GPU, another version or device."""
 
 
 class NetError(EdgeSfdaError):

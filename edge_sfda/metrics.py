@@ -134,6 +134,10 @@ class Calibration:
         self._hits += np.bincount(where[right], minlength=self.bins)
         self._confidence += np.bincount(where, weights=score, minlength=self.bins)
 
+    def sums(self) -> dict[str, npt.NDArray[Any]]:
+        """Return the arrays that are counted in, by name, each [bins]: the live ones, to be saved or set in place."""
+        return {"pixels": self.counts, "hits": self._hits, "confidence": self._confidence}
+
     def ece(self) -> float:
         """Return the expected calibration error in 0..1, bins weighted by their pixels; NaN when none was counted."""
         gap = np.abs(self._hits - self._confidence)

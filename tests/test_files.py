@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,3 +145,69 @@ def test_pipe_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="no regular file"):
         write_atomic(tmp_path / "pipe", b"x")
     assert (tmp_path / "pipe").is_fifo()
+
+
+def test_new_folder_appears_whole_with_what_was_written(tmp_path: Path) -> None:
+    with files.new_folder(tmp_path / "a") as folder:
+        write_atomic(folder / "x", b"1")
+        assert not (tmp_path / "a").exists()
+    assert os.listdir(tmp_path) == ["a"]
+    assert (tmp_path / "a" / "x").read_bytes() == b"1"
+
+
+def test_new_folder_vanishes_when_its_body_fails(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with files.new_folder(tmp_path / "a") as folder:
+            write_atomic(folder / "x", b"1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", [[], ["old"]])
+def test_new_folder_replaces_none(tmp_path: Path, content: list[str]) -> None:
+    (tmp_path / "a").mkdir()
+    for name in content:
+        (tmp_path / "a" / name).touch()
+    with pytest.raises(WriteError, match="exists already"), files.new_folder(tmp_path / "a"):
+        pass
+    assert os.listdir(tmp_path) == ["a"]
+    assert os.listdir(tmp_path / "a") == content
+
+
+def test_new_folder_without_a_parent_raises(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="create its folder first"), files.new_folder(tmp_path / "none" / "a"):
+        pass
+
+
+def test_folder_is_removed_with_all_that_is_in_it(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    files.remove_folder(tmp_path / "a")
+    assert os.listdir(tmp_path) == []
+    with pytest.raises(WriteError, match="cannot remove"):
+        files.remove_folder(tmp_path / "a")
+
+
+def test_only_unfinished_work_is_removed(tmp_path: Path) -> None:
+    for name in (".edge-sfda-1.tmp", "kept"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").touch()
+    (tmp_path / ".edge-sfda-2.tmp").touch()
+    files.remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+def test_lock_keeps_others_out_until_it_is_left(tmp_path: Path) -> None:
+    probe = (
+        "import fcntl, sys\n"
+        "try:\n    fcntl.flock(open(sys.argv[1], 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "except BlockingIOError:\n    sys.exit(7)\n"
+    )
+    command = [sys.executable, "-c", probe, str(tmp_path / ".lock")]
+    with files.locked(tmp_path):
+        assert subprocess.run(command).returncode == 7
+    assert subprocess.run(command).returncode == 0
+    with pytest.raises(WriteError, match="cannot lock"), files.locked(tmp_path / "none"):
+        pass

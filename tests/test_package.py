@@ -32,8 +32,8 @@ def test_public_name_is_the_object_of_its_room() -> None:
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'Segmenter'"):
-        edge_sfda.Segmenter  # noqa: B018
+    with pytest.raises(AttributeError, match="has no attribute 'Segmentor'"):
+        edge_sfda.Segmentor  # noqa: B018
 
 
 def test_version_is_three_numbers() -> None:

@@ -9,11 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda.adapt import guard
+from edge_sfda.adapt import state as states
 from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
 from edge_sfda.adapt.prior import undo_class_weight
 from edge_sfda.adapt.reliability import Reliability
+from edge_sfda.adapt.state import State
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.adapt.view import StrongView
 from edge_sfda.config import AdaptConfig, BurstConfig
@@ -111,6 +113,45 @@ class Adapter(Method):
             estimate(net, self._batches(self.frames), blend=blend)
         guard.retreat(net, self.source, share=self.share)
         super().finish()
+
+    def rejoin(self, frames: Sequence[Tensor]) -> None:
+        """Know the frames again that the statistics are re-estimated over at the end."""
+        self.frames = frames
+
+    def state(self) -> State:
+        """Return student, teacher, metric network, donors, moments, draws and counters."""
+        own = State(
+            # NaN until the first step: no file takes it
+            {} if bool(self.usual_weight.isnan()) else {"usual_weight": self.usual_weight},
+            {"steps": self.steps, "online": self.online, "share": self.share, "begun": len(self.source) > 0},
+        )
+        parts = {
+            "adapter": own,
+            "teacher": self.teacher.state(),
+            "memory": self.memory.state(),
+            "view": self.view.state(),
+            "optimizer": states.of_optimizer(self.optimizer),
+        }
+        if self.reliability is not None:
+            parts["reliability"] = self.reliability.state()
+        return super().state().joined(**parts)
+
+    def load_state(self, state: State) -> None:
+        """See `Method.load_state`."""
+        own = state.part("adapter")
+        if own.fact("begun"):  # the teacher is still the source
+            self.source = guard.state_of(self.teacher.net)
+        super().load_state(state)
+        self.teacher.load_state(state.part("teacher"))
+        self.memory.load_state(state.part("memory"))
+        self.view.load_state(state.part("view"))
+        states.into_optimizer(self.optimizer, state.part("optimizer"))
+        if self.reliability is not None:
+            self.reliability.load_state(state.part("reliability"))
+        self.steps, self.online = int(own.fact("steps")), bool(own.fact("online"))
+        self.share = float(own.fact("share"))
+        if "usual_weight" in own.tensors:
+            self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
 
     def _loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         share = self.config.burst.entropy

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_sfda.adapt import state as states
 from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.losses import entropy, soft_cross_entropy
 from edge_sfda.adapt.method import Method, StepReport
+from edge_sfda.adapt.state import State
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.config import AdaptConfig
 from edge_sfda.manifest import Manifest
@@ -81,6 +83,24 @@ class Tent(Method):
             self.optimizer.step()
         return StepReport(loss.detach())
 
+    def rejoin(self, frames: Sequence[Tensor]) -> None:
+        """Let batches bring their own statistics again, and know the frames of the end."""
+        self.begin(frames)
+
+    def state(self) -> State:
+        """Return the network and the moments."""
+        if self.optimizer is None:
+            return super().state()
+        rate = State(facts={"rate": self.optimizer.param_groups[0]["lr"]})  # a stream has another than a burst
+        return super().state().joined(tent=rate, optimizer=states.of_optimizer(self.optimizer))
+
+    def load_state(self, state: State) -> None:
+        """See `Method.load_state`."""
+        super().load_state(state)
+        if self.optimizer is not None:
+            self.optimizer.param_groups[0]["lr"] = float(state.fact("tent.rate"))
+            states.into_optimizer(self.optimizer, state.part("optimizer"))
+
     def finish(self) -> None:
         """Re-estimate the statistics under the new scales and shifts."""
         self.net.eval()
@@ -119,6 +139,20 @@ class Cotta(Method):
         self.teacher.update()
         self._restore()
         return StepReport(loss.detach())
+
+    def state(self) -> State:
+        """Return student, teacher, moments and draws; the source is what the method starts from again."""
+        own = State({"random": self.rng.get_state()}, {"steps": self.steps})
+        teacher, optimizer = self.teacher.state(), states.of_optimizer(self.optimizer)
+        return super().state().joined(cotta=own, teacher=teacher, optimizer=optimizer)
+
+    def load_state(self, state: State) -> None:
+        """See `Method.load_state`."""
+        super().load_state(state)
+        self.teacher.load_state(state.part("teacher"))
+        states.into_optimizer(self.optimizer, state.part("optimizer"))
+        self.rng.set_state(state.tensor("cotta.random").cpu())
+        self.steps = int(state.fact("cotta.steps"))
 
     @torch.no_grad()
     def _averaged_probs(self, x: Tensor, size: torch.Size) -> Tensor:

@@ -14,8 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from edge_sfda.config import AdaptConfig
-from edge_sfda.errors import DivergenceError, FrameError
+from edge_sfda.adapt import state as states
+from edge_sfda.adapt.state import State
+from edge_sfda.config import AdaptConfig, to_dict
+from edge_sfda.errors import CheckpointError, DivergenceError, FrameError
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser, check_input
@@ -83,6 +85,33 @@ class Method(abc.ABC):
             DivergenceError: a deployed weight is not finite.
         """
         check_finite(self.deployed)
+
+    def state(self) -> State:
+        """Return everything that the next step depends on besides its frames; the tensors are the live ones."""
+        facts = {"config": to_dict(self.config), "observed": self._observed}
+        own = State({"random": torch.get_rng_state()}, facts)
+        return State.of(method=own, net=states.of_module(self.net))
+
+    def load_state(self, state: State) -> None:
+        """Go on from `state` bit for bit (on a CPU); this method must be fresh and over the same source network.
+
+        The process's own random numbers are set as well: a network of your own may draw some.
+
+        Raises:
+            CheckpointError: the state is of another method, other settings or another network.
+        """
+        own = state.part("method")
+        if own.fact("config") != to_dict(self.config):
+            raise CheckpointError(
+                "the saved state is of an adaptation with other settings; give the same, or start anew"
+            )
+        states.into_module(self.net, state.part("net"))
+        self._observed = int(own.fact("observed"))
+        torch.set_rng_state(own.tensor("random").cpu())
+
+    def rejoin(self, frames: Sequence[Tensor]) -> None:
+        """Take up a burst after `load_state` in place of `begin`, over the same frames."""
+        return
 
     def _begin_statistics(self, frames: Sequence[Tensor], *, blend: float) -> None:
         """Blend the target's BatchNorm statistics into the network, and into whatever shares them."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from edge_sfda.adapt.grid import cell_size
+from edge_sfda.adapt.state import State
 from edge_sfda.config import MixingConfig
+from edge_sfda.errors import CheckpointError
 
 
 class DonorMemory:
@@ -27,6 +29,7 @@ class DonorMemory:
     def __init__(self, config: MixingConfig, classes: int, *, seed: int, device: torch.device) -> None:
         self.config = config
         self.classes = classes
+        self.device = device
         self.rng = torch.Generator(device).manual_seed(seed)
         self.pushed = 0
         self._frames: Tensor | None = None
@@ -43,10 +46,7 @@ class DonorMemory:
             weight: float [B, h, w], 0..1.
         """
         if self._frames is None:
-            size = self.config.memory
-            self._frames = torch.empty((size, *frames.shape[1:]), dtype=frames.dtype, device=frames.device)
-            self._label = torch.empty((size, *label.shape[1:]), dtype=torch.uint8, device=frames.device)
-            self._weight = torch.empty((size, *weight.shape[1:]), device=frames.device)
+            self._frames, self._label, self._weight = self._allocate(frames, label, weight)
         for frame, lab, w in zip(frames, label, weight, strict=True):
             slot = self.pushed % self.config.memory
             self._frames[slot].copy_(frame)
@@ -71,6 +71,37 @@ class DonorMemory:
             torch.where(mask, self._frames[donor], frames),
             torch.where(paste, donor_label, label),
             torch.where(paste, donor_weight, weight),
+        )
+
+    def state(self) -> State:
+        """Return the donors, their number and the state of the draws."""
+        tensors = {"random": self.rng.get_state()}
+        if self._frames is not None:  # less the slots that nothing was pushed to yet: they hold anything
+            count = len(self)
+            tensors |= {"frames": self._frames[:count], "label": self._label[:count], "weight": self._weight[:count]}
+        return State(tensors, {"pushed": self.pushed})
+
+    def load_state(self, state: State) -> None:
+        """Set all that `state` returns, or raise CheckpointError."""
+        self.pushed = int(state.fact("pushed"))
+        self.rng.set_state(state.tensor("random").cpu())
+        self._frames = None
+        if len(self) == 0:
+            return
+        saved = tuple(state.tensor(name) for name in ("frames", "label", "weight"))
+        if any(len(tensor) != len(self) for tensor in saved):
+            raise CheckpointError(f"the saved state has {len(saved[0])} donors, expected {len(self)}; start anew")
+        kept = self._allocate(*(tensor.to(self.device) for tensor in saved))
+        for place, tensor in zip(kept, saved, strict=True):
+            place[: len(self)].copy_(tensor)
+        self._frames, self._label, self._weight = kept
+
+    def _allocate(self, frames: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        size, device = self.config.memory, frames.device
+        return (
+            torch.empty((size, *frames.shape[1:]), dtype=frames.dtype, device=device),
+            torch.empty((size, *label.shape[1:]), dtype=torch.uint8, device=device),
+            torch.empty((size, *weight.shape[1:]), device=device),
         )
 
     def _choose(self, label: Tensor, weight: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from edge_sfda.adapt import state as states
+from edge_sfda.adapt.state import State
 from edge_sfda.config import ReliabilityConfig
 from edge_sfda.ops.proxy_similarity import metric_loss, reliability
 
@@ -161,6 +163,18 @@ class Reliability:
         with torch.no_grad():
             self.net.proxies.copy_(F.normalize(self.net.proxies, dim=1))
         return loss.detach()
+
+    def state(self) -> State:
+        """Return metric network, proxies, their optimizer's moments and the state of the draws."""
+        own = State({"random": self.rng.get_state()}, {"standardised": self._standardised})
+        return State.of(own=own, net=states.of_module(self.net), optimizer=states.of_optimizer(self.optimizer))
+
+    def load_state(self, state: State) -> None:
+        """Set all that `state` returns, or raise CheckpointError."""
+        states.into_module(self.net, state.part("net"))
+        states.into_optimizer(self.optimizer, state.part("optimizer"))
+        self.rng.set_state(state.tensor("own.random").cpu())
+        self._standardised = bool(state.fact("own.standardised"))
 
     def _sample(self, label: Tensor) -> tuple[Tensor, Tensor]:
         """Draw up to `per_class` pixels a class without a host sync: the largest of random keys.

@@ -36,13 +36,15 @@ def offline(
     method: Method,
     frames: Sequence[Tensor],
     *,
+    done: int = 0,
     on_step: Callable[[int, StepReport], None] | None = None,
 ) -> None:
     """Run one bounded burst: begin, `burst.steps` steps on shuffled frames, finish.
 
     Args:
-        method: fresh.
+        method: fresh, or with the state that it had after `done` steps.
         frames: uint8 RGB [3, H, W] each, of the network's input size; read when needed.
+        done: steps taken before, over the same frames; they are not taken again.
         on_step: called after each step with its number from 1 and its report.
 
     Raises:
@@ -53,10 +55,15 @@ def offline(
     if len(frames) == 0:
         raise DataError("got no frames to adapt to; check the source")
     config = method.config
-    method.begin(frames)
+    if done == 0:
+        method.begin(frames)
+    else:
+        method.rejoin(frames)
     draws = _draws(len(frames), config.burst.batch, config.seed)
     steps = config.burst.steps if method.trains else 0
-    for step in range(1, steps + 1):
+    for _ in range(done):
+        next(draws)
+    for step in range(done + 1, steps + 1):
         batch = stack([frames[i] for i in next(draws)]).to(method.device)
         report = method.step(batch)
         if on_step is not None:

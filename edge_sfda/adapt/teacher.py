@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from edge_sfda.adapt import state as states
+from edge_sfda.adapt.state import State
 from edge_sfda.config import TeacherConfig
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.normalisation import share_statistics
@@ -61,6 +63,15 @@ class Teacher:
         average = min(1 - 1 / (self.updates + 1), self.config.average_max)
         torch._foreach_lerp_(self._mine, self._theirs, 1 - average)
         self.updates += 1
+
+    def state(self) -> State:
+        """Return weights and count."""
+        return State.of(net=states.of_module(self.net), count=State(facts={"updates": self.updates}))
+
+    def load_state(self, state: State) -> None:
+        """Set weights and count, or raise CheckpointError; shared statistics stay shared."""
+        states.into_module(self.net, state.part("net"))
+        self.updates = int(state.fact("count.updates"))
 
 
 def _averaged(net: nn.Module) -> list[Tensor]:

@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 import edge_sfda
-from edge_sfda.cli import adapt, demo, evaluate, predict, train_source
+from edge_sfda.cli import adapt, bench, demo, doctor, evaluate, export, predict, rollback, train_source
 from edge_sfda.cli.failure import Commands
 from edge_sfda.cli.screen import OUT, show_warnings
 
@@ -31,6 +31,10 @@ app.command("train-source", epilog=train_source.EXAMPLES)(train_source.train_sou
 app.command("adapt", epilog=adapt.EXAMPLES)(adapt.adapt)
 app.command("evaluate", epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command("predict", epilog=predict.EXAMPLES)(predict.predict)
+app.command("bench", epilog=bench.EXAMPLES)(bench.bench)
+app.command("export", epilog=export.EXAMPLES)(export.export)
+app.command("rollback", epilog=rollback.EXAMPLES)(rollback.rollback)
+app.command("doctor", epilog=doctor.EXAMPLES)(doctor.doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

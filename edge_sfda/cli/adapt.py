@@ -20,11 +20,13 @@ if TYPE_CHECKING:
 BUILT_IN_MODEL = Path(__file__).parent.parent / "assets" / "scene_day_nano.safetensors"
 BUILT_IN_FRAMES = "scene:dusk?frames=96&seed=7&fps=2"
 
+STATE = "state.safetensors"
+
 EXAMPLES = options.examples(
     "edge-sfda adapt --frames dusk/images --model source.safetensors -o runs/dusk",
     "edge-sfda adapt --frames dusk/images --labels dusk/labels --hold-out 0.5 --model source.safetensors",
     "edge-sfda adapt --video drive.mp4 --model source.safetensors --method tent --steps 50",
-    "edge-sfda adapt --camera /dev/video0 --model source.safetensors -o runs/live",
+    "edge-sfda adapt --camera /dev/video0 --model source.safetensors -o runs/live --resume",
     "# neither frames nor a model: the built-in scene and its source network",
     "edge-sfda adapt",
 )
@@ -40,7 +42,8 @@ def adapt(
     frames: Annotated[
         str | None, typer.Option(help="Learn from a folder of pictures, or scene:DOMAIN.", show_default=False)
     ] = None,
-    video: Annotated[str | None, typer.Option(help="Learn from a video file.", show_default=False)] = None,
+    video: Annotated[str | None, typer.Option(help="Learn from a video file or a ROS bag.", show_default=False)] = None,
+    topic: options.Topic = None,
     model: Annotated[Path | None, typer.Option(help="Source checkpoint (.safetensors).", show_default=False)] = None,
     labels: Annotated[
         str | None,
@@ -61,14 +64,18 @@ def adapt(
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Of the burst.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Of a stream: go on from the state in the run folder, where there is one.")
+    ] = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the run leaves.")] = Path("run"),
     device: options.Device = "auto",
     net: options.Net = None,
     as_json: options.Json = False,
 ) -> None:
     """Adapt a network to a new domain from unlabelled frames; neither source data nor labels train it."""
-    from edge_sfda.adapt.session import Session
+    from edge_sfda.adapt.session import Keep, Session
     from edge_sfda.config import to_toml
+    from edge_sfda.data.bags import with_topic
     from edge_sfda.data.labels import labels_of
     from edge_sfda.data.sources import open_source
     from edge_sfda.nets import load
@@ -76,11 +83,14 @@ def adapt(
     from edge_sfda.report.run_folder import RunFolder
 
     spec, live = _source(camera, frames, video, model)
+    spec = with_topic(spec, topic)
     online = online or live
     if online and hold_out > 0:
         raise UsageError(
             "--hold-out goes with a set of frames; of a stream, each frame is predicted before it is learned"
         )
+    if resume and not online:
+        raise UsageError("--resume goes with a stream, --camera or --online; a burst over a set of frames is short")
     settings = _settings(config, method, seed, steps)
     path = model or BUILT_IN_MODEL
     network, manifest = load(path, allow=net, device=options.resolve_device(device))
@@ -88,12 +98,16 @@ def adapt(
     with open_source(spec) as source:
         total = min((n for n in (source.len_hint, limit) if n is not None), default=None)
         learn, measure = _parts(spec, total, limit, hold_out)
-        run = RunFolder(out)  # after all that may be wrong with the arguments: it replaces an earlier run
+        session = Session(network, manifest, settings, labels=measured)
+        keep = Keep(out / STATE)
+        done = session.resume(keep.path) if resume and keep.path.exists() else 0
+        run = RunFolder(out, resumed_at=done)  # after all that may be wrong: it replaces an earlier run
         run.write_config(to_toml(settings))
         with Stop() as stop, progress("adapting") as step:
-            session = Session(network, manifest, settings, labels=measured, watch=watching(run, stop, step))
+            session.watch = watching(run, stop, step)
             if online:
-                outcome = session.online(islice(source, limit), total=total)
+                skip = 0 if live else done  # a camera does not come back
+                outcome = session.online(islice(source, skip, _end(limit, done - skip)), total=total, keep=keep)
             else:
                 source.close()  # opened anew for each pass
                 outcome = session.offline(learn=learn, measure=measure)
@@ -162,6 +176,11 @@ def _parts(spec: str, total: int | None, limit: int | None, hold_out: float) -> 
         raise UsageError(f"--hold-out needs two frames or more and a source that knows its length; {spec} has {total}")
     cut = min(max(1, round(total * (1 - hold_out))), total - 1)
     return Slice(spec, 0, cut), Slice(spec, cut, limit)
+
+
+def _end(limit: int | None, done: int) -> int | None:
+    """Return how many frames more a limit allows when `done` of it are taken; None has no end."""
+    return None if limit is None else max(0, limit - done)
 
 
 def _measured_on(online: bool, hold_out: float) -> str:

@@ -10,6 +10,13 @@ import typer
 from edge_sfda.errors import UsageError
 
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).", show_default=False)]
+Artefact = Annotated[
+    Path,
+    typer.Option("--model", help="Artefact: .onnx, .engine, or a checkpoint.", show_default=False),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", min=1, max=1024, help="CPU threads; as a rule all cores.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 ClassMap = Annotated[
     str | None,
@@ -20,6 +27,9 @@ Net = Annotated[
     typer.Option(
         "--net", help="module:factory of a network of your own that the checkpoint may run.", show_default=False
     ),
+]
+Topic = Annotated[
+    str | None, typer.Option(help="Of the images in a ROS bag; needed where there are several.", show_default=False)
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")]
 

@@ -1,111 +1,188 @@
-"""`edge-sfda predict`: masks and overlays of the frames of a source."""
+"""`edge-sfda predict`: masks, overlays and a video of the frames of a source, by any artefact."""
 
 from __future__ import annotations
 
 import itertools
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
 
 from edge_sfda.cli import options
-from edge_sfda.cli.screen import keeping, percent, print_json, progress, say
+from edge_sfda.cli.screen import OUT, keeping, note, percent, print_json, progress, say
 
 if TYPE_CHECKING:
     from edge_sfda.data.frames import Frame, FrameSource
+    from edge_sfda.data.video import VideoWriter
     from edge_sfda.manifest import Classes
-    from edge_sfda.nets import Predictor
+    from edge_sfda.runtime.latency import Latency
+    from edge_sfda.runtime.predict import Segmentation, Segmenter
 
 EXAMPLES = options.examples(
-    "edge-sfda predict adapted.safetensors frames/ -o out/",
-    "edge-sfda predict adapted.safetensors drive.mp4 -o out/ --limit 100 --no-overlays",
-    "edge-sfda predict adapted.safetensors /dev/video0 -o out/",
-    "edge-sfda predict adapted.safetensors scene:fog -o out/ --json",
+    "edge-sfda predict frames/ --model adapted.safetensors -o out/ --overlay",
+    "edge-sfda predict drive.mp4 --model student.onnx --video out.mp4 --limit 100",
+    "edge-sfda predict /dev/video0 --model student.engine -o out/",
+    "edge-sfda predict scene:fog --model student.onnx --json",
 )
 
 
 def predict(
-    checkpoint: options.Checkpoint,
     source: Annotated[
         str,
         typer.Argument(help="Folder, picture, video, camera (/dev/video0, 0, rtsp://...), scene:DOMAIN."),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for masks/ and overlays/.", show_default=False)],
+    model: options.Artefact,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="Folder for masks/ and overlays/.", show_default=False)
+    ] = None,
+    overlay: Annotated[bool, typer.Option("--overlay", help="Write overlays beside the masks.")] = False,
+    video: Annotated[
+        Path | None, typer.Option("--video", help="Write the overlays as a video (.mp4, .avi).", show_default=False)
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)] = None,
-    overlays: Annotated[bool, typer.Option(help="Write overlays beside the masks.")] = True,
     as_json: options.Json = False,
     net: options.Net = None,
     device: options.Device = "auto",
+    threads: options.Threads = None,
 ) -> None:
-    """Segment the frames of a source: masks as PNG files of class ids, and overlays to look at."""
+    """Segment the frames of a source: masks as PNG files of class ids, overlays to look at, and how long it took.
+
+    The model is an exported .onnx or .engine, or a checkpoint. Without -o and --video nothing is written, only timed.
+    """
     from edge_sfda.data.sources import open_source
-    from edge_sfda.nets import Predictor, load
+    from edge_sfda.errors import UsageError
+    from edge_sfda.runtime.latency import Latency
+    from edge_sfda.runtime.predict import Segmenter
 
-    network, manifest = load(checkpoint, allow=net, device=options.resolve_device(device))
-    with open_source(source) as frames:
-        writer = _Writer(out, manifest.classes, overlays=overlays)
-        with keeping(f"the masks so far are in {writer.masks}"):
-            _run(frames, Predictor(network, manifest), writer, limit)
-    shares = writer.shares()
-    if as_json:
-        print_json(
-            {
-                "frames": writer.frames,
-                "masks": writer.masks,
-                "overlays": writer.overlays,
-                "classes": manifest.classes.names,
-                "ignore_id": manifest.classes.ignore_id,
-                "shares": dict(zip(manifest.classes.names, shares, strict=True)),
-                "confidence": writer.confidence / writer.frames,
-            }
-        )
-    else:
-        say(f"{writer.frames} frames, mean confidence {percent(writer.confidence / writer.frames)} %")
-        say(f"masks    {writer.masks}" + (f"\noverlays {writer.overlays}" if writer.overlays else ""))
+    if overlay and out is None:
+        raise UsageError("--overlay writes into the folder of -o; give one, or --video for a film of them")
+    with ExitStack() as stack:
+        segmenter = stack.enter_context(Segmenter.load(model, device=device, threads=threads, net=net))
+        frames = stack.enter_context(open_source(source))
+        film = stack.enter_context(_open_video(video, frames)) if video is not None else None
+        results = _Results(segmenter, out, film, overlays=overlay)
+        latency = Latency()
+        with keeping(results.kept()):
+            _run(frames, segmenter, results, latency, limit)
+    _report(results, latency, segmenter_on=results.runs_on, as_json=as_json)
 
 
-def _run(frames: FrameSource, predictor: Predictor, writer: _Writer, limit: int | None) -> None:
+def _open_video(path: Path, frames: FrameSource) -> VideoWriter:
+    from edge_sfda.data.video import VideoWriter
+
+    return VideoWriter(path, fps=frames.fps)
+
+
+def _run(frames: FrameSource, segmenter: Segmenter, results: _Results, latency: Latency, limit: int | None) -> None:
     total = min((n for n in (frames.len_hint, limit) if n is not None), default=None)
     with progress("predicting") as step:
-        for frame in itertools.islice(frames, limit):
-            mask, confidence = predictor(frame.image)
-            writer.write(frame, mask, float(confidence.mean()))
-            step(writer.frames, total)
+        for frame, seen in itertools.islice(segmenter.stream(frames), limit):
+            latency.add(seen.times)
+            results.take(frame, seen)
+            step(results.frames, total)
 
 
-class _Writer:
-    """Puts masks and overlays under `out`, one name a frame, and counts."""
+class _Results:
+    """Puts masks and overlays under `out` and into a video, one name a frame, and counts."""
 
-    def __init__(self, out: Path, classes: Classes, *, overlays: bool) -> None:
+    def __init__(self, segmenter: Segmenter, out: Path | None, video: VideoWriter | None, *, overlays: bool) -> None:
         from edge_sfda.report.run_folder import make_folder
 
-        self.masks = out / "masks"
-        self.overlays = out / "overlays" if overlays else None
-        self.classes = classes
+        self.masks = None if out is None else out / "masks"
+        self.overlays = out / "overlays" if out is not None and overlays else None
+        self.video = video
+        self.classes: Classes = segmenter.classes
+        self.runs_on = segmenter.runs_on
         self.frames = 0
-        self.confidence = 0.0
+        self._confidence = 0.0
         self._pixels = np.zeros(256, np.int64)
         self._names: set[str] = set()
         for folder in (self.masks, self.overlays):
             if folder is not None:
                 make_folder(folder)
 
-    def write(self, frame: Frame, mask: np.ndarray, confidence: float) -> None:
-        from edge_sfda.data.frames import write_png
-        from edge_sfda.report.pictures import overlay
+    def kept(self) -> str:
+        """Return in words what an interrupt leaves."""
+        kept = [f"the masks so far are in {self.masks}"] if self.masks is not None else []
+        kept += [f"the video so far is {self.video.path}"] if self.video is not None else []
+        return ", ".join(kept) or "nothing was written"
 
+    def take(self, frame: Frame, seen: Segmentation) -> None:
+        from edge_sfda.data.frames import write_png
+        from edge_sfda.data.paint import overlay
+
+        self.frames += 1
+        self._confidence += float("nan") if seen.confidence is None else float(seen.confidence.mean())
+        self._pixels += np.bincount(seen.mask.reshape(-1), minlength=256)
+        name = self._name(frame)
+        if self.masks is not None:
+            write_png(self.masks / f"{name}.png", seen.mask)
+        if self.overlays is None and self.video is None:
+            return
+        picture = overlay(frame.image, seen.mask, self.classes)
+        if self.overlays is not None:
+            write_png(self.overlays / f"{name}.png", picture)
+        if self.video is not None:
+            self.video.write(picture)
+
+    def _name(self, frame: Frame) -> str:
+        if self.masks is None:  # no files, so no names to keep apart
+            return ""
         name = frame.name or f"{frame.seq:06d}"
         if name in self._names:  # a folder may hold a.jpg and a.png
             name = f"{name}-{frame.seq:06d}"
         self._names.add(name)
-        write_png(self.masks / f"{name}.png", mask)
-        if self.overlays is not None:
-            write_png(self.overlays / f"{name}.png", overlay(frame.image, mask, self.classes))
-        self.frames += 1
-        self.confidence += confidence
-        self._pixels += np.bincount(mask.reshape(-1), minlength=256)
+        return name
+
+    @property
+    def confidence(self) -> float:
+        """Mean over all pixels; NaN where the artefact gives none."""
+        return self._confidence / max(1, self.frames)
 
     def shares(self) -> list[float]:
         counted = self._pixels[: len(self.classes)]
         return [float(share) for share in counted / max(1, counted.sum())]
+
+
+def _report(results: _Results, latency: Latency, *, segmenter_on: str, as_json: bool) -> None:
+    video = None if results.video is None else results.video.path
+    if as_json:
+        print_json(_numbers(results, latency, segmenter_on, video))
+        return
+    note(f"ran on {segmenter_on}")
+    say(f"{results.frames} frames, mean confidence {percent(results.confidence)} %")
+    for title, path in (("masks", results.masks), ("overlays", results.overlays), ("video", video)):
+        if path is not None:
+            say(f"{title:<8} {path}")
+    OUT.print(latency_table(latency))
+
+
+def _numbers(results: _Results, latency: Latency, segmenter_on: str, video: Path | None) -> dict[str, Any]:
+    return {
+        "frames": results.frames,
+        "runs_on": segmenter_on,
+        "masks": results.masks,
+        "overlays": results.overlays,
+        "video": video,
+        "classes": results.classes.names,
+        "ignore_id": results.classes.ignore_id,
+        "shares": dict(zip(results.classes.names, results.shares(), strict=True)),
+        "confidence": results.confidence,
+        "latency": {part: asdict(ms) for part, ms in latency.percentiles().items()},
+    }
+
+
+def latency_table(latency: Latency) -> Any:
+    """Return a table of percentiles: a row for each part of a frame's way."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("latency")
+    for title in ("p50 ms", "p90 ms", "p99 ms"):
+        table.add_column(title, justify="right")
+    for part, ms in latency.percentiles().items():
+        table.add_row(part, f"{ms.p50_ms:.2f}", f"{ms.p90_ms:.2f}", f"{ms.p99_ms:.2f}")
+    return table

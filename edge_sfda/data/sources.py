@@ -11,6 +11,7 @@ from typing import cast
 
 import cv2
 
+from edge_sfda.data import bags
 from edge_sfda.data.camera import CameraSource, is_camera
 from edge_sfda.data.capture import Capture, open_quietly, quiet
 from edge_sfda.data.frames import U8, Frame, FrameSource, check_frame, read_image
@@ -165,8 +166,9 @@ class SceneSource(FrameSource):
 def open_source(spec: str) -> FrameSource:
     """Open what `spec` names.
 
-    `scene:DOMAIN[?options]`; a folder of pictures; a picture file; a video file; a camera as `/dev/videoN`, a number,
-    or an rtsp, http or other URL. A number is a camera even where a folder has that name: write ./0 for the folder.
+    `scene:DOMAIN[?options]`; a folder of pictures; a picture file; a video file; a ROS bag, with `?topic=/NAME` where
+    it has images on several; a camera as `/dev/videoN`, a number, or an rtsp, http or other URL. A number is a camera
+    even where a folder has that name: write ./0 for the folder.
 
     Raises:
         SourceError: it does not exist, does not open, or holds no frame.
@@ -177,13 +179,15 @@ def open_source(spec: str) -> FrameSource:
         return SceneSource(spec)
     if is_camera(spec):
         return CameraSource(spec)
+    if bags.is_bag(spec):
+        return bags.BagSource(*bags.split(spec))
     path = Path(spec)
     if path.is_dir():
         return FolderSource(path)
     if not path.exists():
         raise SourceError(
             f"nothing at {spec!r}; expected a folder of pictures, a picture, a video, /dev/videoN, a camera number, "
-            "an rtsp:// or http:// address, or scene:dusk"
+            "a ROS bag, an rtsp:// or http:// address, or scene:dusk"
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         read_image(path)  # known to be readable before work starts, as for a video

@@ -57,18 +57,35 @@ class Predictor:
             FrameError: wrong type, shape or size.
         """
         check_frame(image, min_side=self.net.min_side)
-        x = torch.from_numpy(to_input(image, self.manifest.preprocessing))[None].to(self.device)
+        mask, confidence, _ = self.batch(image[None])
+        return mask[0], confidence[0]
+
+    def batch(self, images: Image) -> tuple[Image, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Segment frames of one size in one pass.
+
+        Args:
+            images: [B, H, W, 3] uint8, BGR, 0..255.
+
+        Returns:
+            mask uint8 [B, H, W], confidence float32 [B, H, W] and logits float32 [B, C, h, w] at logits size.
+
+        Raises:
+            FrameError: as for one frame.
+        """
+        check_frame(images[0], min_side=self.net.min_side)
+        inputs = np.stack([to_input(image, self.manifest.preprocessing) for image in images])
+        x = torch.from_numpy(inputs).to(self.device)
         training = [module for module in self.net.modules() if module.training]
         self.net.eval()
         with torch.inference_mode():
             logits = self.net(self.normaliser(x)).logits
-            logits = F.interpolate(logits, size=image.shape[:2], mode="bilinear", align_corners=False)
+            full = F.interpolate(logits, size=images.shape[1:3], mode="bilinear", align_corners=False)
             # softmax only for the winner: exp(max - logsumexp) writes C times less than softmax does
-            best, mask = logits.max(1)
-            confidence = (best - torch.logsumexp(logits, 1)).exp()
+            best, mask = full.max(1)
+            confidence = (best - torch.logsumexp(full, 1)).exp()
         for module in training:  # each its own mode: TENT trains with its BatchNorm layers alone in train mode
             module.training = True
-        return mask[0].to(torch.uint8).cpu().numpy(), confidence[0].cpu().numpy()
+        return mask.to(torch.uint8).cpu().numpy(), confidence.cpu().numpy(), logits.cpu().numpy()
 
 
 def check_input(frames: Tensor, net: SegmentationNet) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import secrets
 from collections.abc import Mapping
@@ -23,12 +24,15 @@ from edge_sfda.files import write_text_atomic
 from edge_sfda.report.curves import curves
 from edge_sfda.report.plain import to_json
 
+_log = logging.getLogger(__name__)
+
 
 class RunFolder:
     """Makes the folder and writes into it; files of an earlier run of the same name are replaced.
 
     Args:
         path: the folder; it and its parents are made where they are missing.
+        resumed_at: step after which an earlier run is gone on with: its rows up to there are kept. 0 keeps none.
 
     Attributes:
         rows: what `add_row` was given so far.
@@ -37,12 +41,15 @@ class RunFolder:
         WriteError: the folder cannot be made or written. Raised here, before a run has cost anything.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, resumed_at: int = 0) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
         self._columns: tuple[str, ...] = ()
         make_folder(self.path)
+        earlier = _rows_until(self.path / "metrics.csv", resumed_at)
         write_text_atomic(self.path / "metrics.csv", "")  # an earlier run's rows must not mix with this one's
+        for row in earlier:
+            self.add_row(row)
 
     def write_config(self, toml: str) -> None:
         """Write the resolved configuration.
@@ -104,6 +111,20 @@ class RunFolder:
         path = self.path / f"{stem}.png"
         write_png(path, picture)
         return path
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, float]]:
+    """Return an earlier run's rows up to `step`; the last one may have been cut off in the middle, and is left out."""
+    if step == 0:
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            found = list(csv.DictReader(stream, strict=True))
+        rows = [{key: float(value or "nan") for key, value in row.items()} for row in found if None not in row.values()]
+        return [{**row, "step": int(row["step"])} for row in rows if row["step"] <= step]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        _log.warning("the rows before step %d are lost: %s cannot be read (%s)", step, path, error)
+        return []
 
 
 def make_folder(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,10 @@ class Evaluation:
         self.confusion.update(mask, label)
         counted = label != self.confusion.ignore_id
         self.calibration.update(confidence[counted], (mask == label)[counted])
+
+    def counts(self) -> dict[str, npt.NDArray[Any]]:
+        """Return every array that is counted in, by name: the live ones, to be saved or set in place."""
+        return {"confusion": self.confusion.counts, **self.calibration.sums()}
 
 
 def evaluate(

@@ -159,7 +159,7 @@ def test_interrupt_of_a_stream_keeps_what_was_learned(run_cli, nano, tmp_path: P
     assert json.loads(ran.out)["steps"] == 3
     assert "stopping after this step" in ran.err
     assert f"what 3 steps have learned is in {tmp_path / 'run' / 'adapted.safetensors'}" in ran.err
-    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == FILES
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == sorted([*FILES, "state.safetensors"])
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -271,3 +271,43 @@ def test_run_that_cannot_start_leaves_the_earlier_one_alone(run_cli, nano: Path,
     assert run_cli("adapt", "--frames", tmp_path / "nothing", "--model", nano, "-o", run).code == 1
     assert run_cli("adapt", "--camera", "/dev/video99", "--model", nano, "-o", run).code == 1
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_stream_that_was_cut_goes_on_as_if_it_had_not_been(run_cli, nano: Path, quick: Path, tmp_path: Path) -> None:
+    def adapt_online(name: str, *more: object) -> dict[str, object]:
+        args = ("--frames", SCENE, "--online", "--model", nano, "--config", quick, "-o", tmp_path / name, "--json")
+        ran = run_cli("adapt", *args, *more)
+        assert ran.code == 0, ran.err
+        report = json.loads(ran.out)
+        return {
+            key: value for key, value in report.items() if key not in ("seconds", "run", "checkpoint", "unlabelled")
+        }
+
+    whole = adapt_online("whole")
+    adapt_online("cut", "--limit", 2, "--resume")  # nothing to go on from yet
+    assert adapt_online("cut", "--resume") == whole
+    one, two = tmp_path / "whole", tmp_path / "cut"
+    assert (one / "metrics.csv").read_bytes() == (two / "metrics.csv").read_bytes()
+    hashes = [load(folder / "adapted.safetensors")[1].tensors_sha256 for folder in (one, two)]
+    assert hashes[0] == hashes[1]
+
+
+def test_stream_without_resume_starts_anew(run_cli, nano: Path, quick: Path, tmp_path: Path) -> None:
+    args = ("--frames", SCENE, "--online", "--model", nano, "--config", quick, "-o", tmp_path, "--limit", 2, "--json")
+    first, second = (json.loads(run_cli("adapt", *args).out) for _ in range(2))
+    assert first["steps"] == second["steps"] == 2
+
+
+def test_resume_of_another_adaptation_is_told(run_cli, nano: Path, quick: Path, tmp_path: Path) -> None:
+    args = ("--frames", SCENE, "--online", "--model", nano, "--config", quick, "-o", tmp_path, "--limit", 2)
+    assert run_cli("adapt", *args).code == 0
+    rows = (tmp_path / "metrics.csv").read_bytes()
+    ran = run_cli("adapt", *args, "--resume", "--seed", 5)
+    assert (ran.code, "with other settings" in ran.err) == (1, True)
+    assert (tmp_path / "metrics.csv").read_bytes() == rows
+
+
+def test_resume_of_a_set_of_frames_is_told(run_cli, nano: Path, tmp_path: Path) -> None:
+    ran = run_cli("adapt", "--frames", SCENE, "--model", nano, "-o", tmp_path / "run", "--resume")
+    assert (ran.code, "--resume goes with a stream" in ran.err) == (2, True)
+    assert not (tmp_path / "run").exists()

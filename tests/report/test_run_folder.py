@@ -69,3 +69,27 @@ def test_run_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="cannot make the folder"):
         RunFolder(tmp_path / "taken")
     assert (tmp_path / "taken").read_text() == "x"
+
+
+def test_resumed_run_keeps_the_rows_up_to_its_step(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    for step in (1, 2, 3):
+        first.add_row({"step": step, "loss": step / 3, "reliability": float("nan")})
+    with (tmp_path / "metrics.csv").open("a") as stream:
+        stream.write("4,0.5")  # cut off by a kill
+    second = RunFolder(tmp_path, resumed_at=2)
+    assert [row["step"] for row in second.rows] == [1, 2]
+    assert second.rows[1]["loss"] == 2 / 3
+    second.add_row({"step": 3, "loss": 0.5, "reliability": 1.0})
+    assert (tmp_path / "metrics.csv").read_text().splitlines()[1:] == [
+        "1,0.3333333333333333,",
+        "2,0.6666666666666666,",
+        "3,0.5,1.0",
+    ]
+
+
+def test_resumed_run_whose_rows_are_damaged_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    RunFolder(tmp_path).add_row({"step": 1, "loss": 0.5})
+    (tmp_path / "metrics.csv").write_text("step,loss\n1,none\n")
+    assert RunFolder(tmp_path, resumed_at=1).rows == []
+    assert "the rows before step 1 are lost" in caplog.text

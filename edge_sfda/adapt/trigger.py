@@ -1,0 +1,185 @@
+"""When to learn: tells from a few numbers a frame that the stream has left what the network was fitted to (ours).
+
+Each signal has a reference, the median of the frames after the last `rebase`, and a spread, how far the median of a
+short window usually strays from where it was. The reference stands still: one that followed the stream would follow
+dusk all the way down. Imports no torch: the numbers may come from any engine.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from collections.abc import Mapping
+from statistics import median
+
+import numpy as np
+import numpy.typing as npt
+
+from edge_sfda.config import TriggerConfig
+from edge_sfda.errors import UsageError
+
+_MOST_COOL_DOWNS = 16  # a robot parked before a wall asks twice an hour, not every half minute
+_CLIP = 3.0  # spreads at which a stray counts no further into the spread: an odd frame must not blind the trigger
+_STEP = 8  # every so many pixels are looked at
+
+
+class Change(enum.Enum):
+    """What `Trigger.observe` has noticed."""
+
+    SHIFT_FOUND = "shift found"
+    SHIFT_OVER = "shift over"
+
+
+def describe(image: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]) -> dict[str, float]:
+    """Return the signals of a frame and its prediction: what light, sensor and the network's own doubt show.
+
+    Args:
+        image: HWC uint8 BGR.
+        confidence: HW float in 0..1, of the deployed network; not necessarily of the image's size.
+
+    Returns:
+        doubt 0..1, and brightness, contrast and warmth (red less blue) in 0..1 of full scale.
+    """
+    seen = image[::_STEP, ::_STEP].astype(np.float32) / 255
+    blue, _, red = (float(channel) for channel in seen.mean((0, 1)))
+    return {
+        "doubt": 1 - float(confidence[::_STEP, ::_STEP].mean()),
+        "brightness": float(seen.mean()),
+        "contrast": float(seen.std()),
+        "warmth": red - blue,
+    }
+
+
+class Trigger:
+    """Watches a stream; one call a frame.
+
+    It tells changes: that a stream begins away from home, no reference shows. Whoever runs it adapts once at the start.
+
+    Args:
+        config: see `TriggerConfig`.
+
+    Attributes:
+        shifted: a shift is on.
+        scores: spreads between each signal's window and its reference, as of the last frame; empty while settling.
+    """
+
+    def __init__(self, config: TriggerConfig) -> None:
+        self.config = config
+        self.rebase()
+
+    @property
+    def settling(self) -> bool:
+        """Whether the reference is still being taken; nothing is noticed meanwhile."""
+        return self._seen < self.config.settle
+
+    @property
+    def score(self) -> float:
+        """The largest of `scores`; 0 while settling."""
+        return max(self.scores.values(), default=0.0)
+
+    def rebase(self) -> None:
+        """Take a new reference from the next frames: the network was fitted to them, or kept in spite of them."""
+        self.shifted = self._told = False
+        self.scores: dict[str, float] = {}
+        self._signals: dict[str, _Signal] = {}
+        self._seen = 0
+        self._beyond = 0
+        self._wait = 0
+        self._asked = 0
+
+    def observe(self, signals: Mapping[str, float]) -> Change | None:
+        """Take in a frame's signals and say whether something has changed.
+
+        A shift that lasts is found again after the cool-down, each time after twice as long.
+
+        Args:
+            signals: finite numbers, the same names at each call; not of a frame that is dark, frozen or corrupt.
+
+        Raises:
+            UsageError: a signal is not finite, or the names differ from those before.
+        """
+        self._check(signals)
+        for name, value in signals.items():
+            self._signals.setdefault(name, _Signal(self.config)).add(
+                value, quiet=not self.shifted and self._beyond == 0
+            )
+        self._seen += 1
+        if self.settling:
+            return None
+        self.scores = {name: signal.score() for name, signal in self._signals.items()}
+        self._wait = max(0, self._wait - 1)
+        return self._shift_lasts() if self.shifted else self._shift_begins()
+
+    def _shift_begins(self) -> Change | None:
+        self._beyond = self._beyond + 1 if self.score > self.config.high else 0
+        if self._beyond < self.config.patience:
+            return None
+        self.shifted = True
+        return self._find()
+
+    def _shift_lasts(self) -> Change | None:
+        self._beyond = self._beyond + 1 if self.score < self.config.low else 0
+        if self._beyond >= self.config.patience:
+            told, self.shifted, self._told, self._beyond, self._asked = self._told, False, False, 0, 0
+            return Change.SHIFT_OVER if told else None
+        return self._find() if self._wait == 0 and self.score > self.config.high else None
+
+    def _find(self) -> Change | None:
+        self._beyond = 0
+        if self._wait > 0:  # back again within the cool-down of the last one: it is on, and told when that has passed
+            return None
+        self._wait = self.config.cool_down * min(2**self._asked, _MOST_COOL_DOWNS) + 1
+        self._asked += 1
+        self._told = True
+        return Change.SHIFT_FOUND
+
+    def _check(self, signals: Mapping[str, float]) -> None:
+        bad = [name for name, value in signals.items() if not math.isfinite(value)]
+        if bad or not signals:
+            raise UsageError(f"trigger got {dict(signals)}; expected one or more finite numbers")
+        if self._signals and signals.keys() != self._signals.keys():
+            raise UsageError(
+                f"trigger got {sorted(signals)} after {sorted(self._signals)}; give the same at each frame"
+            )
+
+
+class _Signal:
+    """One number a frame: its window, reference, and usual straying."""
+
+    def __init__(self, config: TriggerConfig) -> None:
+        self.config = config
+        self.window: deque[float] = deque(maxlen=config.window)
+        self.settled: list[float] = []
+        self.reference = 0.0
+        self.centre = 0.0  # follows the window: straying is from where the signal was lately
+        self.spread = 0.0
+        self.size = 0.0
+
+    def add(self, value: float, *, quiet: bool) -> None:
+        self.window.append(value)
+        if len(self.settled) < self.config.settle:
+            self.settled.append(value)
+            if len(self.settled) == self.config.settle:
+                self._settle()
+        elif quiet:
+            self._stray()
+
+    def score(self) -> float:
+        return abs(median(self.window) - self.reference) / self._least(self.spread)
+
+    def _settle(self) -> None:
+        self.reference = self.centre = median(self.settled)
+        self.size = median(abs(value) for value in self.settled)
+        # of single frames, by their median: an odd one among them does not count
+        self.spread = 1.4826 * median(abs(value - self.reference) for value in self.settled)
+
+    def _stray(self) -> None:
+        now = median(self.window)
+        stray = min(abs(now - self.centre), _CLIP * self._least(self.spread))
+        # mean absolute deviation of a normal law is 0.8 of its deviation
+        self.spread += (1.25 * stray - self.spread) / self.config.memory
+        self.centre += (now - self.centre) / self.config.settle
+
+    def _least(self, spread: float) -> float:
+        return max(spread, self.config.floor * self.size, 1e-6)
