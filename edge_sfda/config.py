@@ -187,7 +187,7 @@ class TriggerConfig:
 class ProbeConfig:
     """The frames that the gate judges on, never learned from (ours; METHOD, when to adapt)."""
 
-    count: int = 24  # kept; 24 x 150 kB at 192x256, and judging five candidates costs 720 forwards
+    count: int = 24  # kept: 3.5 MB at 192x256, and judging a candidate costs 120 forwards
     share: float = 0.25  # of the stream that goes to the probes and not to learning
     seed: int = 0
 
@@ -201,7 +201,7 @@ class ProbeConfig:
 class GateConfig:
     """Whether what was learnt replaces what is deployed (ours; METHOD, when to adapt).
 
-    Bounds were set on the scene's streets 7 and 11 (`benchmarks/gate_worth.py` reports others).
+    Bounds were set on the scene's streets 7, 11 and 31 (`benchmarks/gate_worth.py` reports another).
     """
 
     # evidence: without it nothing is replaced
@@ -218,9 +218,9 @@ class GateConfig:
     distance: float = (
         0.15  # largest relative change of the weights of a kind: a burst makes .03 to .05, at 10x rate .14
     )
-    # votes: how much better than the deployed network, over and above one standard error
+    # votes: how much better than the deployed network to be for it, over and above one standard error
     agreement: float = 0.5  # least share of the deployed network's agreement with the ensemble; bad ones .1 to .3
-    consistency: float = 0.02  # class-averaged IoU
+    consistency: float = 0.02  # class-averaged IoU; a loss of more than its error is a vote against
     information: float = 0.05  # nats; what a burst is worth is .2 to .7
     nuclear: float = 0.03  # of 0..1; what a burst is worth is .06 to .2
     # or, without gains of information, as a network fitted to dusk is sure of itself by day:
@@ -356,3 +356,72 @@ class TrainConfig:
         _check("momentum", self.momentum, 1e-4, 1)
         _check("balance", self.balance, 0, 1)
         _check("seed", self.seed, 0, 2**32 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchConfig:
+    """Which frames of a camera are not to be learned from, and when it is opened anew (ours)."""
+
+    dark: float = 4.0  # mean of 0..255 under which a frame counts as black: a covered lens, a sensor that is off
+    flat: float = 1.0  # standard deviation under which it shows nothing
+    frozen: int = 3  # equal frames in a row from which the camera counts as frozen; noise makes equal ones impossible
+    adopt: int = 30  # frames of another size in a row after which that size is the camera's
+    silence_s: float = 5.0  # without a frame before the camera is opened anew
+    back_off_s: tuple[float, float] = (0.5, 30.0)  # first and longest wait between two tries, doubled in between
+
+    def __post_init__(self) -> None:
+        _check("watch.dark", self.dark, 0, 255)
+        _check("watch.flat", self.flat, 0, 255)
+        _check("watch.frozen", self.frozen, 2, 100_000)
+        _check("watch.adopt", self.adopt, 1, 100_000)
+        _check("watch.silence_s", self.silence_s, 0.01, 3600)
+        _check("watch.back_off_s[0]", self.back_off_s[0], 0.001, self.back_off_s[1])
+        _check("watch.back_off_s[1]", self.back_off_s[1], self.back_off_s[0], 3600)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetConfig:
+    """What adaptation may take of the machine; above it learning waits, inference goes on (ours)."""
+
+    share: float = 0.5  # of the time that learning runs; the rest it sleeps, which leaves a core for the masks
+    seconds_per_hour: float = 900.0  # of learning: a burst of the lightweight net on one core is about a minute
+    memory_mb: float = 4096.0  # resident memory of the whole program, above which no burst begins
+    celsius: float = 85.0  # of the hottest zone: boards throttle from about there on
+
+    def __post_init__(self) -> None:
+        _check("budget.share", self.share, 0.01, 1)
+        _check("budget.seconds_per_hour", self.seconds_per_hour, 0, 3600)
+        _check("budget.memory_mb", self.memory_mb, 1, 10_000_000)
+        _check("budget.celsius", self.celsius, 0, 1000)
+
+
+MODES = ("off", "shadow", "recommend", "auto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveConfig:
+    """The loop on a robot: watch, adapt, judge, swap."""
+
+    mode: str = "auto"  # off: never learn; shadow: learn and judge, deploy nothing; recommend: deploy when told to
+    learn: int = 48  # frames that a burst learns from, the newest ones; as many as step 0 looks at
+    keep: int = 5  # generations on disk besides the source
+    collapse: float = 0.97  # share of one class, after a swap, from which the swap is taken back
+    watch_after: int = 30  # frames after a swap over which that is looked at
+    hang_s: float = 300.0  # without a word from the worker before it is stopped and begun again
+    retries: int = 3  # of a burst whose worker died or hung
+    onnx: bool = True  # deploy by ONNX Runtime, twice as fast on a CPU, where its packages are; else by torch
+    watch: WatchConfig = field(default_factory=WatchConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    trigger: TriggerConfig = field(default_factory=TriggerConfig)
+    probes: ProbeConfig = field(default_factory=ProbeConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigError(f"mode = {self.mode!r} is unknown; choose one of {', '.join(MODES)}")
+        _check("live.learn", self.learn, 4, 4096)
+        _check("live.keep", self.keep, 2, 1000)
+        _check("live.collapse", self.collapse, 0.1, 1)
+        _check("live.watch_after", self.watch_after, 1, 100_000)
+        _check("live.hang_s", self.hang_s, 0.1, 86_400)
+        _check("live.retries", self.retries, 0, 100)

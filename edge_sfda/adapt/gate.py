@@ -1,8 +1,9 @@
 """Whether what was learnt replaces what is deployed: evidence, vetoes, then votes, or labels where there are (ours).
 
-No method without labels can be certain that it improved, so the gate is made to refuse. A candidate must be better than
-the deployed network by a margin in every vote, and the ensemble of all candidates must not contradict it; or the
-ensemble must side with it against the deployed network, as when a stream comes home from where that one was fitted to.
+No method without labels can be certain that it improved, so the gate is made to refuse. A candidate must be surer and
+more diverse than the deployed network by a margin in both such votes, no less consistent, and the ensemble of all
+candidates must not contradict it; or the ensemble must side with it against the deployed network, as when a stream
+comes home from where that one was fitted to.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from edge_sfda.adapt import vetoes, votes
+from edge_sfda.adapt.probes import LabelledProbes
 from edge_sfda.adapt.votes import Ballot, Predict
 from edge_sfda.config import GateConfig
-from edge_sfda.errors import LabelError, UsageError
+from edge_sfda.errors import UsageError
 from edge_sfda.manifest import Manifest
 from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets.contract import SegmentationNet
@@ -29,35 +32,12 @@ from edge_sfda.nets.inference import Normaliser
 SOURCE = "source"
 DEPLOYED = "deployed"
 
-# A network; or a function from frames, float 0..255 RGB [B, 3, H, W], to logits, such as an exported engine's.
+# A network; or a function from frames on the CPU, float 0..255 RGB [B, 3, H, W], to logits: an exported engine's.
 Candidate = SegmentationNet | Predict
 # Asked with a candidate's name; returns why it is ruled out, or None. For export parity, latency, power.
 Veto = Callable[[str], str | None]
 
 _LABELLED_BATCH = 4
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledProbes:
-    """Frames with labels, for the few who have some: they outrank every vote.
-
-    Args:
-        frames: uint8 RGB [N, 3, H, W], of the network's input size.
-        labels: uint8 [N, H, W] of class ids or the ignored one, of the same size.
-
-    Raises:
-        LabelError: none, or the sizes differ.
-    """
-
-    frames: Tensor
-    labels: Tensor
-
-    def __post_init__(self) -> None:
-        if len(self.frames) == 0 or (len(self.frames), *self.frames.shape[2:]) != tuple(self.labels.shape):
-            raise LabelError(
-                f"got labelled probes of {tuple(self.frames.shape)} with labels of {tuple(self.labels.shape)}; "
-                "expected [N, 3, H, W] with [N, H, W], one or more"
-            )
 
 
 @dataclass(frozen=True)
@@ -89,14 +69,18 @@ class Decision:
         """Whether another network than the deployed one is to be deployed."""
         return self.accepted != DEPLOYED
 
-    def to_json(self) -> str:
-        """Return the decision as one line of JSON; a score that is not finite becomes null."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the decision as JSON values, as a generation's report takes it; a score that is not finite is None."""
         found = asdict(self)
         found["scores"] = {
             name: {key: round(value, 6) if math.isfinite(value) else None for key, value in row.items()}
             for name, row in self.scores.items()
         }
-        return json.dumps(found, allow_nan=False, sort_keys=True)
+        return found
+
+    def to_json(self) -> str:
+        """Return the decision as one line of JSON."""
+        return json.dumps(self.to_dict(), allow_nan=False, sort_keys=True)
 
 
 class Gate:
@@ -210,9 +194,13 @@ class _Case:
             self._collect_ballots()
 
     def _collect_ballots(self) -> None:
+        taken: dict[int, Ballot] = {}  # before the first swap, the deployed network is the source
         for name in self.standing:
-            predict = self._predict(self.candidates[name])
-            self.ballots[name] = votes.collect(predict, self.probes, pixels=self.config.pixels, seed=self.config.seed)
+            candidate = self.candidates[name]
+            if id(candidate) not in taken:
+                predict, config = self._predict(candidate), self.config
+                taken[id(candidate)] = votes.collect(predict, self.probes, pixels=config.pixels, seed=config.seed)
+            self.ballots[name] = taken[id(candidate)]
         if SOURCE not in self.ballots:
             self.evidence.append("the source itself is ruled out, there is nothing to hold candidates against")
             return
@@ -251,14 +239,13 @@ class _Case:
         if held not in self.scores:
             return held, f"{held} could not be judged"
         self.votes = {name: self._votes(name, held) for name in rivals}
-        unanimous = [name for name in rivals if set(self.votes[name].values()) == {"for"}]
-        sided = [name for name in rivals if self._sided(name, held)]
-        winners = unanimous or sided
+        surer = [name for name in rivals if self._surer(name)]
+        winners = surer or [name for name in rivals if self._sided(name, held)]
         if winners:
             best = min(winners, key=lambda name: self._rank_sum(name, winners))
             return best, (
-                f"{best} is better than {held} in every vote"
-                if unanimous
+                f"{best} is surer and more diverse than {held}, and no vote is against it"
+                if surer
                 else f"the candidates' ensemble sides with {best} against {held}, and it is steadier"
             )
         if not rivals:
@@ -279,6 +266,14 @@ class _Case:
             says = "for" if mean - error > getattr(config, vote) else "against" if mean + error < 0 else "abstains"
             found[vote] = says
         return found
+
+    def _surer(self, name: str) -> bool:
+        """Whether a candidate gains where a burst gains, and nothing speaks against it.
+
+        A gain of consistency is not asked for: fog and swapped colours shake a good network no less than a bad one.
+        """
+        says = self.votes[name]
+        return says["information"] == says["nuclear"] == "for" and "against" not in says.values()
 
     def _sided(self, name: str, held: str) -> bool:
         """Whether the ensemble is with a candidate against the deployed network, and nothing speaks against it."""

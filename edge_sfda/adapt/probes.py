@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
 from edge_sfda.config import ProbeConfig
-from edge_sfda.errors import FrameError
+from edge_sfda.data.datasets import LabelledSet
+from edge_sfda.data.frames import to_input
+from edge_sfda.errors import FrameError, LabelError
+from edge_sfda.manifest import Manifest
+
+_MOST_LABELLED = 64  # a person labels a few; a whole data set would make each judgement take minutes
 
 
 class Probes:
@@ -75,3 +84,50 @@ class Probes:
 
     def _draw(self) -> float:
         return float(torch.rand((), generator=self._rng, dtype=torch.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledProbes:
+    """Frames with labels, for the few who have some: they outrank every vote.
+
+    Args:
+        frames: uint8 RGB [N, 3, H, W], of the network's input size.
+        labels: uint8 [N, H, W] of class ids or the ignored one, of the same size.
+
+    Raises:
+        LabelError: none, or the sizes differ.
+    """
+
+    frames: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.frames) == 0 or (len(self.frames), *self.frames.shape[2:]) != tuple(self.labels.shape):
+            raise LabelError(
+                f"got labelled probes of {tuple(self.frames.shape)} with labels of {tuple(self.labels.shape)}; "
+                "expected [N, 3, H, W] with [N, H, W], one or more"
+            )
+
+    @staticmethod
+    def of(labelled: LabelledSet, manifest: Manifest) -> LabelledProbes:
+        """Return a labelled set, evenly thinned out to 64 frames, at the size of the network's input.
+
+        Raises:
+            LabelError: the set is empty, or has other classes than the network.
+        """
+        if labelled.classes.names != manifest.classes.names:
+            raise LabelError(
+                f"labelled probes have the classes {', '.join(labelled.classes.names)}, the network has "
+                f"{', '.join(manifest.classes.names)}; give --classes"
+            )
+        if len(labelled) == 0:
+            raise LabelError("got no labelled probes; check the folder and --classes")
+        pre, count = manifest.preprocessing, min(len(labelled), _MOST_LABELLED)
+        frames, labels = [], []
+        for index in range(count):
+            image, label = labelled[index * len(labelled) // count]
+            frames.append(torch.from_numpy(to_input(image, pre)))
+            small = cv2.resize(label, (pre.width, pre.height), interpolation=cv2.INTER_NEAREST)
+            small = np.where(small == labelled.classes.ignore_id, manifest.classes.ignore_id, small)
+            labels.append(torch.from_numpy(small.astype(np.uint8)))
+        return LabelledProbes(torch.stack(frames), torch.stack(labels))

@@ -85,20 +85,24 @@ class Outcome:
     failure: DataError | None = None
 
     def manifest(self) -> Manifest:
-        """Return the manifest of the adapted network: its origin, and only the class weights that it still has."""
-        method = self.method
-        derived = method.manifest.derive(
-            kind="adapted",
-            method=method.config.method,
-            seed=method.config.seed,
-            steps=self.steps,
-            frames=self.frames,
-            stopped=self.stopped,
-        )
-        if not isinstance(method, Adapter):
-            return derived
-        left = remaining_class_weight(method.manifest, share=method.config.statistics.prior)
-        return replace(derived, class_weight=left)
+        """Return the manifest of the adapted network."""
+        return adapted_manifest(self.method, steps=self.steps, frames=self.frames, stopped=self.stopped)
+
+
+def adapted_manifest(method: Method, *, steps: int, frames: int, stopped: bool) -> Manifest:
+    """Return the manifest of `method.deployed`: its origin, and only the class weights that it still has."""
+    derived = method.manifest.derive(
+        kind="adapted",
+        method=method.config.method,
+        seed=method.config.seed,
+        steps=steps,
+        frames=frames,
+        stopped=stopped,
+    )
+    if not isinstance(method, Adapter):
+        return derived
+    left = remaining_class_weight(method.manifest, share=method.config.statistics.prior)
+    return replace(derived, class_weight=left)
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,31 @@ def adapt(
         bool, typer.Option("--resume", help="Of a stream: go on from the state in the run folder, where there is one.")
     ] = False,
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for everything that the run leaves.")] = Path("run"),
+    mode: Annotated[
+        str, typer.Option(help="Of --camera: auto, recommend, shadow (judge, deploy nothing) or off.")
+    ] = "auto",
+    budget: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Of --camera: share of the time that learning may take.")
+    ] = 0.5,
+    minutes: Annotated[
+        float | None, typer.Option(help="Of --camera: stop after so many minutes.", show_default=False)
+    ] = None,
+    probes: Annotated[
+        str | None,
+        typer.Option(help="Of --camera: a labelled set that outranks every vote of the gate.", show_default=False),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Of --camera: take a recording as fast as it goes, not at its own rate.")
+    ] = False,
     device: options.Device = "auto",
     net: options.Net = None,
     as_json: options.Json = False,
 ) -> None:
-    """Adapt a network to a new domain from unlabelled frames; neither source data nor labels train it."""
+    """Adapt a network to a new domain from unlabelled frames; neither source data nor labels train it.
+
+    With --camera this is a service: it predicts every frame, adapts beside that when the scene changes, and deploys
+    what its gate finds better. With --online as well, it learns from each frame right after predicting it.
+    """
     from edge_sfda.adapt.session import Keep, Session
     from edge_sfda.config import to_toml
     from edge_sfda.data.bags import with_topic
@@ -84,7 +104,24 @@ def adapt(
 
     spec, live = _source(camera, frames, video, model)
     spec = with_topic(spec, topic)
-    online = online or live
+    if live and not online:
+        _serve(
+            spec,
+            model or BUILT_IN_MODEL,
+            out,
+            _settings(config, method, seed, steps),
+            mode=mode,
+            budget=budget,
+            minutes=minutes,
+            limit=limit,
+            probes=probes,
+            fast=fast,
+            device=device,
+            net=net,
+            as_json=as_json,
+            not_of_a_service={"--labels": labels, "--classes": classes, "--hold-out": hold_out or None},
+        )
+        return
     if online and hold_out > 0:
         raise UsageError(
             "--hold-out goes with a set of frames; of a stream, each frame is predicted before it is learned"
@@ -115,6 +152,50 @@ def adapt(
     finish(report, run, as_json=as_json)
     if outcome.failure is not None:
         raise outcome.failure
+
+
+def _serve(
+    spec: str,
+    model: Path,
+    out: Path,
+    settings: AdaptConfig,
+    *,
+    mode: str,
+    budget: float,
+    minutes: float | None,
+    limit: int | None,
+    probes: str | None,
+    fast: bool,
+    device: str,
+    net: str | None,
+    as_json: bool,
+    not_of_a_service: dict[str, object],
+) -> None:
+    from edge_sfda.cli import live
+    from edge_sfda.config import BudgetConfig, LiveConfig
+
+    given = [name for name, value in not_of_a_service.items() if value is not None]
+    if given:
+        raise UsageError(
+            f"{given[0]} does not go with --camera as a service; add --online, or give --frames or --video"
+        )
+    live.check(minutes, mode)
+    live.serve(
+        live.Service(
+            source=spec,
+            model=model,
+            folder=out,
+            config=LiveConfig(mode=mode, budget=BudgetConfig(share=budget)),
+            adapt=settings,
+            net=net,
+            device=device,
+            minutes=minutes,
+            limit=limit,
+            probes=probes,
+            fast=fast,
+            as_json=as_json,
+        )
+    )
 
 
 def watching(run: RunFolder, stop: Stop, step: OnStep) -> Watch:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +17,7 @@ from edge_sfda.errors import ArtefactError, UsageError
 if TYPE_CHECKING:
     from onnx import ModelProto
 
+    from edge_sfda.data.frames import Frame
     from edge_sfda.data.labels import Labels
     from edge_sfda.manifest import Manifest
     from edge_sfda.nets import SegmentationNet
@@ -185,10 +187,10 @@ class _Job:
         with progress("reading frames") as step:
             for spec in specs:
                 with open_source(spec) as source:
-                    kept: Spread[Any] = Spread(_CALIBRATION)
+                    kept: Spread[Frame] = Spread(_CALIBRATION)
                     end = None if source.len_hint is not None else _LIVE
                     for frame in itertools.islice(source, end):
-                        kept.offer(lambda frame=frame: frame)
+                        kept.offer(partial(_same, frame))
                         step(kept.seen, source.len_hint or end)
                 self.samples += samples(kept.items, self.info, known)
         if labels is not None and not any(sample.label is not None for sample in self.samples):
@@ -245,6 +247,10 @@ class _Job:
             return deliver_onnx(model, parity, self.folder / f"{self.stem}.onnx")
         swapped, record = refit_engine(engine, model, limit_s=limit_s)
         return deliver_engine(swapped, record, target, model=model, parity=parity)
+
+
+def _same(frame: Frame) -> Frame:
+    return frame
 
 
 def _scenes(network: tuple[int, int], frame: tuple[int, int] | None) -> list[str]:

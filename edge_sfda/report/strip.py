@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from edge_sfda.data.paint import overlay
 from edge_sfda.data.frames import mask_to_size
+from edge_sfda.data.paint import overlay
 from edge_sfda.errors import UsageError
 from edge_sfda.manifest import Classes
 from edge_sfda.report.pictures import heat

@@ -1,4 +1,4 @@
-"""GPU memory, one stream and its graphs, over whichever library is there: torch, PyCUDA or cuda-python. No torch needed.
+"""GPU memory, one stream and its graphs, by whichever library is there: torch, PyCUDA, cuda-python. No torch needed.
 
     TorchMemory    where the process has torch loaded already: its allocator and context are in use anyway
     PyCudaMemory   where it has PyCUDA loaded, or only that is installed; always the primary context, which all share
@@ -9,9 +9,12 @@ Nothing here is called for a frame but copies, a wait and a graph's launch; memo
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -33,6 +36,10 @@ class DeviceMemory(Protocol):
 
     stream: int
     name: str
+
+    @abstractmethod
+    def current(self) -> AbstractContextManager[Any]:
+        """Make the GPU the calling thread's own within a `with` block, as whoever queues work on it must."""
 
     @abstractmethod
     def allocate(self, size: int) -> int:
@@ -73,7 +80,7 @@ def open_memory(device: int) -> DeviceMemory:
     Raises:
         EngineError: there is none, or the GPU cannot be used; the message has what installs one.
     """
-    kinds = {"torch": TorchMemory, "pycuda": PyCudaMemory, "cuda": CudaMemory}
+    kinds: dict[str, Callable[[int], DeviceMemory]] = {"torch": TorchMemory, "pycuda": PyCudaMemory, "cuda": CudaMemory}
     loaded = [name for name in ("torch", "pycuda") if name in sys.modules]
     # torch last: loading it takes seconds and much memory, which is what an engine was exported to be rid of
     installed = [name for name in ("cuda", "pycuda", "torch") if _has(name)]
@@ -115,42 +122,46 @@ class TorchMemory(DeviceMemory):
     name = "torch"
 
     def __init__(self, device: int) -> None:
-        import torch
+        torch: Any = import_module("torch")
 
         if not torch.cuda.is_available() or device >= torch.cuda.device_count():
             raise EngineError(f"torch has no GPU {device}")
-        self._torch: Any = torch
+        self._torch = torch
         self._device = torch.device("cuda", device)
         self._stream = torch.cuda.Stream(self._device)
         self.stream = int(self._stream.cuda_stream)
-        self._kept: list[Any] = []
+        self._tensors: dict[int, Any] = {}  # by address, on the GPU and pinned alike
+
+    def current(self) -> AbstractContextManager[Any]:
+        """See `DeviceMemory.current`."""
+        inside: AbstractContextManager[Any] = self._torch.cuda.device(self._device)
+        return inside
 
     def allocate(self, size: int) -> int:
         """See `DeviceMemory.allocate`."""
         tensor = self._torch.empty(max(1, size), dtype=self._torch.uint8, device=self._device)
-        self._kept.append(tensor)
-        return int(tensor.data_ptr())
+        return self._keep(tensor)
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """See `DeviceMemory.pinned`."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         tensor = self._torch.empty(max(1, size), dtype=self._torch.uint8, pin_memory=True)
-        self._kept.append(tensor)
+        self._keep(tensor)
         array: npt.NDArray[Any] = tensor.numpy()[:size].view(dtype).reshape(shape)
         return array
 
     def free(self) -> None:
         """See `DeviceMemory.free`."""
         self.wait()
-        self._kept = []
+        self._tensors = {}
 
     def to_device(self, address: int, array: npt.NDArray[Any]) -> None:
         """See `DeviceMemory.to_device`."""
-        self._copy(address, array, to_device=True)
+        self._copy(self._tensors[address], self._tensors[array.ctypes.data], array.nbytes)
 
     def to_host(self, array: npt.NDArray[Any], address: int) -> None:
         """See `DeviceMemory.to_host`."""
-        self._copy(address, array, to_device=False)
+        self._copy(self._tensors[array.ctypes.data], self._tensors[address], array.nbytes)
 
     def wait(self) -> None:
         """See `DeviceMemory.wait`."""
@@ -162,7 +173,7 @@ class TorchMemory(DeviceMemory):
         try:
             with self._torch.cuda.graph(graph, stream=self._stream):
                 queue()
-        except RuntimeError:
+        except (RuntimeError, EngineError):
             return None
 
         def launch() -> None:
@@ -175,14 +186,14 @@ class TorchMemory(DeviceMemory):
         """See `DeviceMemory.close`."""
         self.free()
 
-    def _copy(self, address: int, array: npt.NDArray[Any], *, to_device: bool) -> None:
-        host = self._torch.from_numpy(array.reshape(-1).view(np.uint8))
-        device = next(t for t in self._kept if t.is_cuda and t.data_ptr() == address)[: host.numel()]
+    def _keep(self, tensor: Any) -> int:
+        address = int(tensor.data_ptr())
+        self._tensors[address] = tensor
+        return address
+
+    def _copy(self, to: Any, source: Any, size: int) -> None:
         with self._torch.cuda.stream(self._stream):
-            if to_device:
-                device.copy_(host, non_blocking=True)
-            else:
-                host.copy_(device, non_blocking=True)
+            to[:size].copy_(source[:size], non_blocking=True)
 
 
 class PyCudaMemory(DeviceMemory):
@@ -192,17 +203,24 @@ class PyCudaMemory(DeviceMemory):
 
     def __init__(self, device: int) -> None:
         try:
-            import pycuda.driver as driver
-
+            driver: Any = import_module("pycuda.driver")
             driver.init()
             self._context: Any = driver.Device(device).retain_primary_context()
         except Exception as error:  # its errors share no base class, and the import needs a driver
             raise EngineError(f"PyCUDA cannot use GPU {device} ({error})") from error
-        self._driver: Any = driver
-        self._inside(lambda: None)
+        self._driver = driver
         self._stream = self._inside(driver.Stream)
         self.stream = int(self._stream.handle)
         self._kept: list[Any] = []
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See `DeviceMemory.current`."""
+        self._context.push()
+        try:
+            yield
+        finally:
+            self._driver.Context.pop()
 
     def allocate(self, size: int) -> int:
         """See `DeviceMemory.allocate`."""
@@ -244,12 +262,8 @@ class PyCudaMemory(DeviceMemory):
         self._context.detach()
 
     def _inside(self, call: Callable[[], Any]) -> Any:
-        """Call with the primary context current in this thread, and leave the thread as it was."""
-        self._context.push()
-        try:
+        with self.current():
             return call()
-        finally:
-            self._driver.Context.pop()
 
 
 class CudaMemory(DeviceMemory):
@@ -268,6 +282,16 @@ class CudaMemory(DeviceMemory):
         self._host_memory: list[int] = []
         self._graphs: list[Any] = []
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """See `DeviceMemory.current`."""
+        (before,) = _call(self._cuda.cudaGetDevice(), "asking for the GPU in use")
+        self._use("using the GPU")
+        try:
+            yield
+        finally:
+            _call(self._cuda.cudaSetDevice(before), "going back to the GPU in use before")
+
     def allocate(self, size: int) -> int:
         """See `DeviceMemory.allocate`."""
         self._use("allocating")
@@ -277,14 +301,12 @@ class CudaMemory(DeviceMemory):
 
     def pinned(self, shape: Sequence[int], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """See `DeviceMemory.pinned`."""
-        import ctypes
-
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         self._use("pinning")
         (address,) = _call(self._cuda.cudaMallocHost(max(1, size)), f"pinning {size} bytes")
         self._host_memory.append(int(address))
-        buffer = (ctypes.c_uint8 * size).from_address(int(address))
-        array: npt.NDArray[Any] = np.frombuffer(buffer, dtype).reshape(shape)
+        buffer = memoryview((ctypes.c_uint8 * size).from_address(int(address)))
+        array: npt.NDArray[Any] = np.frombuffer(buffer, np.uint8).view(dtype).reshape(shape)
         return array
 
     def free(self) -> None:
@@ -316,11 +338,13 @@ class CudaMemory(DeviceMemory):
         """See `DeviceMemory.capture`."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         _call(self._cuda.cudaStreamBeginCapture(self._stream, mode), "recording")
+        queued = True
         try:
             queue()
-        finally:
-            status, graph = self._cuda.cudaStreamEndCapture(self._stream)
-        if int(status) != 0:
+        except EngineError:
+            queued = False
+        status, graph = self._cuda.cudaStreamEndCapture(self._stream)
+        if int(status) != 0 or not queued:
             return None
         status, executable = self._cuda.cudaGraphInstantiate(graph, 0)
         self._cuda.cudaGraphDestroy(graph)
@@ -340,10 +364,9 @@ class CudaMemory(DeviceMemory):
 
 def _runtime() -> Any:
     try:
-        from cuda.bindings import runtime
+        return import_module("cuda.bindings.runtime")
     except ImportError as error:
         raise EngineError(f"cuda-python is not installed ({error})") from error
-    return runtime
 
 
 def _call(result: tuple[Any, ...], what: str) -> tuple[Any, ...]:

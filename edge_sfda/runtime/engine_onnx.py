@@ -25,7 +25,11 @@ CUDA = "CUDAExecutionProvider"
 _MAX_BYTES = 2**31 - 1  # of a model in one file: protobuf's limit
 _MAX_BATCH = 1024
 _QUIET = 3  # errors only: what went wrong is raised, a second copy on stderr helps nobody
-_DTYPES = {"mask": np.dtype(np.uint8), "confidence": np.dtype(np.float32), "logits": np.dtype(np.float32)}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "mask": np.dtype(np.uint8),
+    "confidence": np.dtype(np.float32),
+    "logits": np.dtype(np.float32),
+}
 _TYPES = {"mask": "tensor(uint8)", "confidence": "tensor(float)", "logits": "tensor(float)"}
 
 
@@ -94,7 +98,7 @@ class OnnxEngine(Engine):
             if name == "logits":  # of a size that the record does not tell
                 self._binding.bind_output(name, "cpu")
                 continue
-            array = np.empty(frames.shape[:3], _DTYPES[name])
+            array: npt.NDArray[Any] = np.empty(frames.shape[:3], _DTYPES[name])
             self._binding.bind_output(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             self._arrays[name] = array
         self._bound = key

@@ -218,6 +218,10 @@ def _add_record(model: ModelProto, info: ArtefactInfo) -> None:
     set_model_props(model, {METADATA_KEY: info.to_json()})
     model.producer_name, _, model.producer_version = info.producer.partition(" ")
     model.doc_string = ""
+    used = {node.domain for node in model.graph.node}
+    opsets = [entry for entry in model.opset_import if entry.domain in used]  # the quantiser announces its own as well
+    del model.opset_import[:]
+    model.opset_import.extend(opsets)
     for node in model.graph.node:  # the exporter leaves stack traces, with paths of the machine that it ran on
         node.doc_string = ""
         del node.metadata_props[:]

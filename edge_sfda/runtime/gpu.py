@@ -37,13 +37,12 @@ def find_gpu(library: str = "libcuda.so.1") -> Gpu | None:
         return None
     device, version = ctypes.c_int(), ctypes.c_int()
     name = ctypes.create_string_buffer(_NAME_BYTES)
-    calls = (
-        lambda: cuda.cuInit(0),
-        lambda: cuda.cuDeviceGet(ctypes.byref(device), 0),
-        lambda: cuda.cuDeviceGetName(name, _NAME_BYTES, device),
-        lambda: cuda.cuDriverGetVersion(ctypes.byref(version)),
-    )
-    if any(call() != 0 for call in calls):
+    if (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetName(name, _NAME_BYTES, device)
+        or cuda.cuDriverGetVersion(ctypes.byref(version))
+    ):
         return None
     return Gpu(name.value.decode(errors="replace"), driver_release() or _cuda_version(version.value))
 

@@ -76,7 +76,7 @@ def as_frames(given: Any, *, min_side: int, batch: bool = False) -> Frames:
 def _stacked(frames: Sequence[Any], min_side: int) -> U8:
     if not frames:
         raise FrameError("a batch of no frames; give at least one")
-    arrays = []
+    arrays: list[U8] = []
     for index, frame in enumerate(frames):
         array = as_frames(frame, min_side=min_side)
         if isinstance(array, DeviceFrames):

@@ -12,6 +12,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -175,8 +176,8 @@ def measure(
     predictor = Predictor(net, manifest)
     for index, sample in enumerate(frames):
         frame = as_input(sample.image, info.colour_order)[None]
-        expected, confidence, logits = tally.torch(lambda x=frame: graph(torch.from_numpy(x)))
-        got = dict(zip(info.outputs, tally.artefact(lambda x=frame: session.run(None, {INPUT: x})), strict=True))
+        expected, confidence, logits = tally.torch(partial(graph, torch.from_numpy(frame)))
+        got = dict(zip(info.outputs, tally.artefact(partial(session.run, None, {INPUT: frame})), strict=True))
         got["logits"] = inside.run(["logits"], {INPUT: frame})[0]
         tally.count(got, {"mask": expected, "confidence": confidence, "logits": logits})
         tally.count_host(got["mask"][0], predictor(sample.image)[0], sample.label)

@@ -141,7 +141,7 @@ class Segmenter:
 
     def __call__(self, frame: Any) -> U8:
         """Segment one frame: uint8 [H, W, 3] -> uint8 [H, W] of class ids. See `predict`."""
-        return self._segment(frame, self.colour_order, outputs=("mask",)).mask[0]
+        return _first(self._segment(frame, self.colour_order, outputs=("mask",))).mask
 
     def predict(self, frame: Any) -> Segmentation:
         """Segment one frame, with all that the artefact gives.

@@ -57,10 +57,10 @@ class BuildConfig:
     workspace_mb: int = 1024
     # of the whole build; boards take minutes, and a hang must not look like one
     limit_s: float = 3600.0
-    # frames a call at most
+    # frames of a fixed size a call at most; of any size it is one
     max_batch: int = 4
-    # H, W of frames of any size, at most; the engine's memory grows with it
-    max_size: tuple[int, int] = (2160, 3840)
+    # H, W of frames of any size, at most: memory is set aside for it; 4 frames of twice this needed more than 1 GB
+    max_size: tuple[int, int] = (1080, 1920)
 
     def __post_init__(self) -> None:
         if self.flavor not in CHOICES:
@@ -170,7 +170,7 @@ def shapes(info: ArtefactInfo, config: BuildConfig) -> list[tuple[int, int, int,
     return [
         (1, info.min_side, info.min_side, 3),
         (1, usual[0], usual[1], 3),
-        (config.max_batch, largest[0], largest[1], 3),
+        (1, largest[0], largest[1], 3),
     ]
 
 
@@ -213,8 +213,10 @@ def _converse(folder: Path, limit_s: float, on_phase: OnPhase) -> Mapping[str, A
     """Read the worker's lines to the end and return the last word."""
     command = [sys.executable, "-m", trt_worker.__name__, str(folder / "request.json")]
     last: Mapping[str, Any] = {}
-    with (folder / "stderr").open("w+b") as errors:
-        worker = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment())
+    with (
+        (folder / "stderr").open("w+b") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=_environment()) as worker,
+    ):
         expired = threading.Event()
 
         def end() -> None:
@@ -235,7 +237,6 @@ def _converse(folder: Path, limit_s: float, on_phase: OnPhase) -> Mapping[str, A
         finally:  # Ctrl-C ends the worker as well
             timer.cancel()
             worker.kill()
-            worker.wait()
         if expired.is_set():
             return {"error": f"it took longer than {limit_s:.0f} s; allow more with --limit"}
         if not last:

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_sfda.adapt.probes import Probes
+from edge_sfda.adapt.probes import LabelledProbes, Probes
 from edge_sfda.config import ProbeConfig
-from edge_sfda.errors import ConfigError, FrameError
+from edge_sfda.data.datasets import open_dataset
+from edge_sfda.data.scene import SCENE_CLASSES
+from edge_sfda.errors import ConfigError, FrameError, LabelError
+from edge_sfda.manifest import Manifest, NetSpec, Preprocessing
 
 
 def _frame(index: int) -> Tensor:
@@ -90,3 +93,24 @@ def test_frame_of_another_size_is_told() -> None:
 def test_settings_out_of_range_are_told(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"probes.{next(iter(wrong))}"):
         ProbeConfig(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("frames", "labels"), [((3, 3, 8, 8), (2, 8, 8)), ((3, 3, 8, 8), (3, 8, 4)), ((0, 3, 8, 8), (0, 8, 8))]
+)
+def test_labels_of_another_size_are_told(frames: tuple[int, ...], labels: tuple[int, ...]) -> None:
+    with pytest.raises(LabelError, match="labelled probes of"):
+        LabelledProbes(torch.zeros(frames, dtype=torch.uint8), torch.zeros(labels, dtype=torch.uint8))
+
+
+def test_labelled_set_becomes_probes_of_the_networks_size() -> None:
+    labelled = open_dataset(["scene:day?frames=70&size=16x32&fps=1"])
+    probes = LabelledProbes.of(labelled, Manifest(NetSpec("nano"), SCENE_CLASSES, Preprocessing(32, 48)))
+    assert (probes.frames.shape, probes.labels.shape) == ((64, 3, 32, 48), (64, 32, 48))
+    assert probes.frames.dtype == probes.labels.dtype == torch.uint8
+    assert int(probes.labels.max()) < len(SCENE_CLASSES)
+
+
+def test_labelled_set_of_other_classes_is_told(make_manifest) -> None:
+    with pytest.raises(LabelError, match="the network has a, b, c, d"):
+        LabelledProbes.of(open_dataset(["scene:day?frames=2&size=16x32"]), make_manifest())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +10,12 @@ import torch
 
 from edge_sfda import config
 from edge_sfda.adapt import run
-from edge_sfda.adapt.session import Outcome, Session, Slice, Watch
+from edge_sfda.adapt.session import Keep, Outcome, Session, Slice, Watch
 from edge_sfda.config import AdaptConfig
 from edge_sfda.data.frames import Frame, to_input
 from edge_sfda.data.labels import labels_of
 from edge_sfda.data.scene import SCENE_CLASSES
-from edge_sfda.errors import DataError, FrameError, LabelError
+from edge_sfda.errors import CheckpointError, DataError, FrameError, LabelError, WriteError
 from edge_sfda.manifest import Manifest, NetSpec, Preprocessing
 from edge_sfda.nets import SegmentationNet, build
 
@@ -186,3 +187,55 @@ def test_manifest_keeps_only_the_class_weights_that_are_still_in_the_network(met
     assert manifest.class_weight == (None if left is None else pytest.approx(left))
     assert manifest.provenance["method"] == method
     assert manifest.provenance["frames"] == 6
+
+
+class _Killed(Exception):
+    pass
+
+
+def _stream_that_is_killed(after: int) -> Iterator[Frame]:
+    yield from Slice(SPEC, 0, after)
+    raise _Killed
+
+
+def test_killed_stream_goes_on_from_its_last_state_as_if_nothing_had_been(tmp_path: Path) -> None:
+    whole = _session().online(Slice(SPEC))
+    keep = Keep(tmp_path / "state.safetensors", every=2)
+    with pytest.raises(_Killed):
+        _session().online(_stream_that_is_killed(5), keep=keep)
+    rows: list[dict[str, float]] = []
+    session = _session(watch=Watch(row=rows.append))
+    assert session.resume(keep.path) == 4
+    resumed = session.online(Slice(SPEC, 4), keep=keep)
+    assert [row["step"] for row in rows] == [5, 6]
+    assert _equal(_weights(whole), _weights(resumed))
+    assert (resumed.steps, resumed.labelled) == (whole.steps, whole.labelled)
+    for one, two in ((whole.before, resumed.before), (whole.after, resumed.after)):
+        assert one is not None
+        assert two is not None
+        assert all(np.array_equal(value, two.counts()[name]) for name, value in one.counts().items())
+
+
+def test_stream_that_had_ended_resumes_to_the_same_outcome(tmp_path: Path) -> None:
+    keep = Keep(tmp_path / "state.safetensors")
+    first = _session().online(Slice(SPEC), keep=keep)
+    again = _session()
+    again.resume(keep.path)
+    assert _equal(_weights(first), _weights(again.online((), keep=keep)))
+
+
+def test_state_that_cannot_be_kept_is_a_warning_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep = Keep(tmp_path / "none" / "state.safetensors", every=2)
+    rows: list[dict[str, float]] = []
+    with pytest.raises(WriteError, match="create its folder first"):
+        _session(watch=Watch(row=rows.append)).online(Slice(SPEC), keep=keep)
+    assert len(rows) == 6
+    told = [record.message.split(" is not kept")[0] for record in caplog.records]
+    assert told == [f"the state of step {step}" for step in (2, 4, 6)]
+
+
+def test_state_that_was_measured_otherwise_is_told(tmp_path: Path) -> None:
+    keep = Keep(tmp_path / "state.safetensors")
+    _session().online(Slice(SPEC, 0, 1), keep=keep)
+    with pytest.raises(CheckpointError, match="measured with other labels"):
+        _session(labelled=False).resume(keep.path)

@@ -19,6 +19,7 @@ from edge_sfda.nets.bring_your_own import Hooked
 from edge_sfda.runtime import export
 from edge_sfda.runtime.artefact import METADATA_KEY, ArtefactInfo
 from edge_sfda.runtime.export import ExportConfig, describe, read_info, to_onnx
+from edge_sfda.runtime.graph import FrameGraph
 
 
 def _run(model: onnx.ModelProto, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -84,7 +85,7 @@ def test_model_of_any_size_takes_any_size(exported, scene_net, scene_frames) -> 
         frame = scene_frames(1, height, width)[0]
         mask = _run(exported(dynamic=True), frame.image[None])["mask"][0]
         assert mask.shape == (height, width)
-        assert (mask == Predictor(*scene_net)(frame.image)[0]).mean() > 0.99
+        assert (mask == Predictor(*scene_net)(frame.image)[0]).mean() > 0.98  # OpenCV's resize is of 11 bits
 
 
 def test_half_model_holds_half_weights(exported) -> None:
@@ -145,7 +146,11 @@ def test_other_frames_are_resized_in_the_graph(make_small, noise) -> None:
     net, manifest = make_small(48, 64)
     model = to_onnx(net, manifest, ExportConfig(frame_size=(150, 200)))
     image = noise(150, 200)
-    assert (_run(model, image[None])["mask"][0] == Predictor(net, manifest)(image)[0]).mean() > 0.98
+    mask = _run(model, image[None])["mask"][0]
+    graph = FrameGraph(net, manifest.preprocessing, frame_size=(150, 200))
+    assert (mask == graph(torch.from_numpy(image)[None])[0][0].numpy()).mean() > 0.9999
+    # 150 rows are more than three times 48: windows on whole pixels against OpenCV's fractions of them
+    assert (mask == Predictor(net, manifest)(image)[0]).mean() > 0.93
 
 
 @pytest.mark.parametrize("size", [(16, 64), (64, 31), (64, 9000)])

@@ -1,0 +1,201 @@
+"""`edge-sfda adapt --camera`: the loop as a service, with a screen, plain lines, or JSON events."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edge_sfda.cli.screen import ERR, Stop, note, print_json, say
+from edge_sfda.errors import UsageError
+
+if TYPE_CHECKING:
+    from edge_sfda.config import AdaptConfig, LiveConfig
+    from edge_sfda.data.frames import FrameSource
+    from edge_sfda.live.loop import Loop
+
+GENERATIONS = "generations"
+EVENTS = "events.jsonl"
+
+_SCREEN_S = 0.25  # between two pictures of the screen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """What `serve` is asked for.
+
+    Args:
+        source: of the frames.
+        model: the source's checkpoint.
+        folder: of the run; generations of an earlier one in it are gone on from.
+        config: of the loop.
+        adapt: of a burst.
+        net: `module:factory` of a network of your own.
+        device: to infer on.
+        minutes: after which it stops; None goes on for ever.
+        limit: of frames.
+        probes: folder of labelled probes, or None.
+        fast: take a recording as fast as it goes, every frame; else at its own rate, as a camera would give it.
+        as_json: print events as JSON lines.
+    """
+
+    source: str
+    model: Path
+    folder: Path
+    config: LiveConfig
+    adapt: AdaptConfig
+    net: str | None
+    device: str
+    minutes: float | None
+    limit: int | None
+    probes: str | None
+    fast: bool
+    as_json: bool
+
+
+def serve(service: Service) -> None:
+    """Run until the source ends, time is up, or somebody asks to stop; exit code 0 in all three cases."""
+    from edge_sfda.adapt.generations import Generations
+    from edge_sfda.data.camera import is_camera
+    from edge_sfda.data.sources import open_source
+    from edge_sfda.live.capture import Capture, Pace
+    from edge_sfda.live.events import Events
+    from edge_sfda.live.loop import Loop, Place, artefact_of
+    from edge_sfda.nets import load
+    from edge_sfda.report.run_folder import make_folder
+    from edge_sfda.runtime.predict import Segmenter
+
+    network, manifest = load(service.model, allow=service.net)
+    labelled = _labelled(service.probes, manifest)
+    make_folder(service.folder)
+    generations = Generations(service.folder / GENERATIONS, keep=service.config.keep)
+    generations.start(network.state_dict(), manifest)
+    newest = generations.newest()
+    min_side = network.min_side
+    del network
+    config = _with_onnx(service.config)
+
+    def opener() -> FrameSource:
+        return open_source(service.source)
+
+    with ExitStack() as stack:
+        stop = stack.enter_context(Stop())
+        segmenter = stack.enter_context(
+            Segmenter.load(artefact_of(newest), device=service.device, net=service.net, colour_order="bgr")
+        )
+        pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
+        capture = Capture(opener, config.watch, pace=pace, min_side=min_side)
+        stack.callback(capture.close)
+        shown = _Shown(as_json=service.as_json)
+        loop = Loop(
+            segmenter,
+            capture,
+            generations,
+            manifest,
+            Place(service.folder, service.net, labelled),
+            config=config,
+            adapt=service.adapt,
+            events=Events(service.folder / EVENTS, listener=shown.event),
+        )
+        end = None if service.minutes is None else time.monotonic() + 60 * service.minutes
+        loop.run(_every_frame(loop, stop, shown, end, service.limit))
+        shown.end(loop)
+
+
+def _every_frame(
+    loop: Loop, stop: Stop, shown: _Shown, end: float | None, limit: int | None
+) -> Callable[[Any, Any], None]:
+    def look(latest: Any, seen: Any) -> None:
+        shown.frame(loop)
+        status = loop.status() if limit is not None else None
+        over = status is not None and limit is not None and status.frames >= limit
+        if stop.wanted or over or (end is not None and time.monotonic() > end):
+            loop.stop()
+
+    return look
+
+
+class _Shown:
+    """A live screen in a terminal, lines elsewhere, JSON where it was asked for."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._live: Any = None
+        self._next = 0.0
+        self._lines: list[str] = []
+        if not as_json and ERR.is_terminal:
+            from rich.live import Live
+
+            self._live = Live(console=ERR, auto_refresh=False, transient=True)
+            self._live.start()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        if self.as_json:
+            print_json(dict(event))
+            return
+        words = event.get("detail") or event.get("why") or event.get("reason") or ""
+        name = event.get("phase", event["event"])
+        line = f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {name}{': ' if words else ''}{words}"
+        self._lines = [*self._lines[-9:], line]
+        if self._live is None:
+            note(line)
+
+    def frame(self, loop: Loop) -> None:
+        now = time.monotonic()
+        if self._live is None or now < self._next:
+            return
+        self._next = now + _SCREEN_S
+        from edge_sfda.live.screen import picture
+
+        self._live.update(picture(loop.status(), self._lines), refresh=True)
+
+    def end(self, loop: Loop) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self.as_json:
+            return
+        status = loop.status()
+        say(
+            f"{status.frames} frames, {status.latency_ms[0]:.1f} ms each (99 %: {status.latency_ms[1]:.1f}), "
+            f"generation {status.generation}"
+        )
+
+
+def _with_onnx(config: LiveConfig) -> LiveConfig:
+    """Return the settings with what this machine can do: no ONNX models without the packages that make and run them."""
+    from dataclasses import replace
+
+    from edge_sfda.errors import ArtefactError
+    from edge_sfda.runtime.packages import require_export_packages
+
+    try:
+        require_export_packages()
+    except ArtefactError as error:
+        if config.onnx:
+            logging.getLogger("edge_sfda").warning("candidates run in torch: %s", error)
+        return replace(config, onnx=False)
+    return config
+
+
+def _labelled(probes: str | None, manifest: Any) -> Any:
+    if probes is None:
+        return None
+    from edge_sfda.adapt.probes import LabelledProbes
+    from edge_sfda.data.datasets import open_dataset
+
+    made = LabelledProbes.of(open_dataset([probes]), manifest)
+    return made.frames.numpy(), made.labels.numpy()
+
+
+def check(minutes: float | None, mode: str) -> None:
+    """Raise UsageError for values that make no sense."""
+    from edge_sfda.config import MODES
+
+    if minutes is not None and not minutes > 0:
+        raise UsageError(f"--minutes {minutes} must be above 0")
+    if mode not in MODES:
+        raise UsageError(f"--mode {mode!r} is unknown; choose one of {', '.join(MODES)}")

@@ -1,0 +1,452 @@
+"""The loop: newest frame in, mask out, adaptation beside it, and never a worse network in use than a whole one before.
+
+One thread predicts and decides; capture has a thread, a burst a process. Faces call `status`, `latest` and the buttons
+(`pause`, `adapt_now`, ...) from threads of their own; the loop acts on them between two frames.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_sfda.adapt.generations import Generation, Generations
+from edge_sfda.adapt.trigger import Change, Trigger, describe
+from edge_sfda.config import AdaptConfig, LiveConfig
+from edge_sfda.data.frames import U8, to_input
+from edge_sfda.errors import EdgeSfdaError, UsageError
+from edge_sfda.live.budget import Budget
+from edge_sfda.live.capture import Capture, Seen
+from edge_sfda.live.events import Events
+from edge_sfda.live.status import Latest, LoopStatus, Phase
+from edge_sfda.live.worker import CANDIDATE, ONNX, Failed, Job, Judged, Step, Worker
+from edge_sfda.manifest import Manifest
+from edge_sfda.runtime.predict import Segmentation, Segmenter
+
+if TYPE_CHECKING:
+    from edge_sfda.adapt.probes import Probes
+
+MODEL = "model.onnx"  # of a generation
+
+_TAKE_S = 0.1  # that the loop waits for a frame before it looks after the rest
+_LATENCIES = 512
+_NAN = float("nan")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What belongs to one run.
+
+    Args:
+        folder: of the run; `generations/`, `events.jsonl` and the candidate lie in it.
+        net: `module:factory` of a network of your own that its checkpoints may run.
+        labelled: probes with labels, uint8 RGB [M, 3, H, W] and [M, H, W]; they outrank every vote.
+    """
+
+    folder: Path
+    net: str | None = None
+    labelled: tuple[U8, U8] | None = None
+
+
+class Loop:
+    """Runs until its source ends or `stop`.
+
+    Args:
+        segmenter: of the newest generation; closed by the caller.
+        capture: of the frames; closed by the caller.
+        generations: with the source as 0, and the newest in use.
+        manifest: of the source.
+        place: of the run.
+        config: of the loop.
+        adapt: of a burst.
+        events: where everything that happens is told.
+        clock: seconds that only grow.
+        worker: makes the process of a burst; another one in tests.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        capture: Capture,
+        generations: Generations,
+        manifest: Manifest,
+        place: Place,
+        *,
+        config: LiveConfig,
+        adapt: AdaptConfig,
+        events: Events,
+        clock: Callable[[], float] = time.monotonic,
+        worker: Callable[[Job], Worker] = Worker,
+    ) -> None:
+        from edge_sfda.adapt.probes import Probes
+
+        self.segmenter, self.capture, self.generations = segmenter, capture, generations
+        self.manifest, self.place, self.config, self.adapt = manifest, place, config, adapt
+        self.events = events
+        self.budget = Budget(config.budget, clock=clock)
+        self._clock = clock
+        self._make_worker = worker
+        self._worker: Worker | None = None
+        self._trigger = Trigger(config.trigger)
+        self._probes: Probes = Probes(config.probes)
+        self._learn: deque[U8] = deque(maxlen=config.learn)
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._phase = Phase.OFF if config.mode == "off" else Phase.COLLECTING  # a stream may begin away from home
+        self._before_pause = self._phase
+        self._detail = "learning is off" if config.mode == "off" else "looking at the first frames"
+        self._step = Step(0, 0, _NAN, _NAN, 0.0)
+        self._step_spent = 0.0
+        self._retries = self._restarts = 0
+        self._candidate: Judged | None = None
+        self._generation = generations.newest()
+        self._latest: Latest | None = None
+        self._frames = 0
+        self._stale = True
+        self._times: deque[float] = deque(maxlen=_LATENCIES)  # of predictions, ms
+        self._arrivals: deque[float] = deque(maxlen=64)
+        self._confidence = _NAN
+        self._dominant: deque[float] = deque(maxlen=config.watch_after)  # largest share of a class
+        self._guarded = 0  # frames for which a swap may still be taken back
+
+    # --- what faces call ---
+
+    def status(self) -> LoopStatus:
+        """Return a snapshot; from any thread."""
+        with self._lock:
+            times = np.fromiter(self._times, float) if self._times else np.array([_NAN])
+            p50, p99 = (float(q) for q in np.percentile(times, (50, 99)))
+            span = self._arrivals[-1] - self._arrivals[0] if len(self._arrivals) > 1 else 0.0
+            return LoopStatus(
+                phase=self._phase,
+                detail=self._detail,
+                step=self._step.number,
+                steps=self._step.of,
+                generation=self._generation.number,
+                frames=self._frames,
+                fps=(len(self._arrivals) - 1) / span if span > 0 else 0.0,
+                latency_ms=(p50, p99),
+                confidence=self._confidence,
+                doubt=self._trigger.score,
+                reliability=self._step.reliability,
+                loss=self._step.loss,
+                stale=self._stale,
+                restarts=self._restarts,
+                learned_s=self.budget.spent_s(),
+                capture=self.capture.status(),
+            )
+
+    def latest(self) -> Latest | None:
+        """Return the newest prediction, or None before the first; from any thread."""
+        with self._lock:
+            return self._latest
+
+    def stop(self) -> None:
+        """Let `run` return after the frame it is at."""
+        self._stopping.set()
+
+    def pause(self) -> None:
+        """Learn nothing until `resume`; a burst under way waits after its step."""
+        self._orders.put(self._pause)
+
+    def resume(self) -> None:
+        """Learn again."""
+        self._orders.put(self._resume)
+
+    def adapt_now(self) -> None:
+        """Collect frames and adapt, whatever the trigger says."""
+        self._orders.put(lambda: self._collect("asked for"))
+
+    def accept(self) -> None:
+        """Deploy the candidate that was recommended."""
+        self._orders.put(self._accept)
+
+    def rollback(self, steps: int = 1) -> None:
+        """Go back so many generations."""
+        self._orders.put(lambda: self._roll_back(steps, "asked for"))
+
+    # --- the loop ---
+
+    def run(self, on_frame: Callable[[Latest, Segmentation], None] = lambda latest, seen: None) -> None:
+        """Predict until the source ends or `stop`; whatever learning does, this goes on.
+
+        Args:
+            on_frame: called with each prediction, in this thread: what it does delays the next one.
+
+        Raises:
+            DataError: a recording cannot be read further. A camera is tried again for ever.
+        """
+        self.events.tell("started", mode=self.config.mode, generation=self._generation.number)
+        try:
+            while not self._stopping.is_set():
+                seen = self.capture.take(_TAKE_S)
+                if seen is None and self.capture.ended:
+                    break
+                self._obey()
+                if seen is None:
+                    self._set_stale(self.capture.status().trouble or "no frame")
+                else:
+                    self._take(seen, on_frame)
+                self._look_after_worker()
+        finally:
+            self._end_worker()
+            self.events.tell("stopped", frames=self._frames, generation=self._generation.number)
+            self.events.flush()
+
+    def _take(self, seen: Seen, on_frame: Callable[[Latest, Segmentation], None]) -> None:
+        if seen.fault is not None:
+            self._set_stale(f"frames are {seen.fault.value}")
+            return
+        if self._stale:
+            self._stale = False
+            self.events.tell("sound frames", seq=seen.frame.seq)
+        start = self._clock()
+        found = self.segmenter.predict(seen.frame.image)
+        now = self._clock()
+        latest = Latest(seen.frame, found.mask, found.confidence, "")
+        with self._lock:
+            self._latest = latest
+            self._frames += 1
+            self._times.append(1e3 * (now - start))
+            self._arrivals.append(now)
+        on_frame(latest, found)
+        if self._phase is not Phase.OFF:
+            self._learn_about(latest)
+
+    def _set_stale(self, why: str) -> None:
+        if not self._stale:
+            self._stale = True
+            self.events.tell("stale", why=why)
+        with self._lock:
+            if self._latest is not None and not self._latest.fault:
+                self._latest = replace(self._latest, fault=why)
+
+    def _learn_about(self, latest: Latest) -> None:
+        """Let a sound frame into trigger, probes and what is learned from."""
+        confidence = latest.confidence
+        if confidence is not None:
+            self._confidence = float(confidence[::8, ::8].mean())
+            change = self._trigger.observe(describe(latest.frame.image, confidence))
+            if change is not None:
+                self._on_change(change)
+        counts = np.bincount(latest.mask[::4, ::4].reshape(-1), minlength=1)
+        self._dominant.append(float(counts.max() / counts.sum()))
+        self._watch_swap()
+        self._put_by(latest.frame.image)
+        if self._phase in (Phase.COLLECTING, Phase.WAITING) and self._is_enough():
+            self._begin_when_allowed()
+
+    def _on_change(self, change: Change) -> None:
+        self.events.tell(change.value, spreads=self._trigger.score)
+        if change is Change.SHIFT_FOUND and self._phase is Phase.WATCHING:
+            self._collect("a shift was found")
+
+    def _collect(self, why: str) -> None:
+        if self._phase in (Phase.OFF, Phase.ADAPTING):
+            return
+        self._learn.clear()
+        self._probes.restart()
+        self._candidate = None
+        self._set(Phase.COLLECTING, why)
+
+    def _put_by(self, image: U8) -> None:
+        import torch
+
+        x = to_input(image, self.manifest.preprocessing)
+        if not self._probes.offer(torch.from_numpy(x)):
+            self._learn.append(x)
+
+    def _is_enough(self) -> bool:
+        return len(self._learn) == self.config.learn and len(self._probes) >= self.config.gate.least
+
+    def _begin_when_allowed(self) -> None:
+        refusal = self.budget.refusal()
+        if refusal:
+            if self._phase is not Phase.WAITING:
+                self._set(Phase.WAITING, refusal)
+            return
+        self._retries = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._step, self._step_spent = Step(0, self.adapt.burst.steps, _NAN, _NAN, 0.0), 0.0
+        try:
+            job = self._job()
+        except (EdgeSfdaError, OSError) as error:  # a full disk: tried again at the next shift, or when told to
+            self._set(Phase.WATCHING, f"no burst: {error}")
+            return
+        self._worker = self._make_worker(job)
+        self._set(Phase.ADAPTING, f"on {len(job.frames)} frames, judged on {len(job.probes)}")
+
+    def _job(self) -> Job:
+        work = self.place.folder / "candidate"
+        work.mkdir(parents=True, exist_ok=True)
+        source = next(g for g in self.generations.all() if g.number == 0)
+        return Job(
+            source=source.checkpoint,
+            deployed=self._generation.checkpoint,
+            net=self.place.net,
+            frames=np.stack(self._learn),
+            probes=self._probes.frames().numpy(),
+            labelled=self.place.labelled,
+            adapt=self.adapt,
+            gate=self.config.gate,
+            budget=self.config.budget,
+            folder=work,
+            onnx=self.config.onnx,
+        )
+
+    # --- the worker ---
+
+    def _look_after_worker(self) -> None:
+        worker = self._worker
+        if worker is None:
+            return
+        alive = worker.alive  # before its messages: one that ended well has said so
+        for message in worker.messages():
+            if isinstance(message, Step):
+                self.budget.spend(message.seconds)
+                with self._lock:
+                    self._step = message
+            else:
+                self._end_worker()
+                self._on_judged(message) if isinstance(message, Judged) else self._on_failed(message)
+                return
+        if not alive:
+            self._again(f"the worker died with code {worker.exit_code}")
+        elif worker.silent_s() > self.config.hang_s and self._phase is Phase.ADAPTING:
+            self._again(f"the worker said nothing for {worker.silent_s():.0f} s")
+
+    def _again(self, why: str) -> None:
+        self._end_worker()
+        self._restarts += 1
+        self._retries += 1
+        self.events.tell("worker lost", why=why, retry=self._retries, of=self.config.retries)
+        if self._retries > self.config.retries:
+            self._set(Phase.WATCHING, f"given up after {self.config.retries} retries: {why}")
+            return
+        self._begin()  # from the source, on the same frames
+
+    def _on_failed(self, message: Failed) -> None:
+        self._set(Phase.WATCHING, f"the burst came to nothing: {message.reason}")
+
+    def _on_judged(self, judged: Judged) -> None:
+        self.events.tell("judged", **judged.decision)
+        changes = judged.accepted != "deployed"
+        if not changes or self.config.mode == "shadow":
+            self._set(Phase.WATCHING, judged.reason)
+            return
+        self._candidate = judged
+        if self.config.mode == "recommend":
+            self._set(Phase.RECOMMENDING, judged.reason)
+            return
+        self._accept()
+
+    def _end_worker(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+    # --- swapping ---
+
+    def _accept(self) -> None:
+        judged = self._candidate
+        if judged is None:
+            self.events.tell("refused", why="there is no candidate to accept")
+            return
+        self._candidate = None
+        try:
+            generation = self._keep(judged)
+            self._use(generation)
+        except EdgeSfdaError as error:  # a full disk; the network in use stays
+            self._set(Phase.WATCHING, f"not deployed: {error}")
+            return
+        self._guarded = self.config.watch_after
+        self._trigger.rebase()
+        self._set(Phase.WATCHING, judged.reason)
+        self.events.tell("swapped", generation=generation.number, reason=judged.reason)
+
+    def _keep(self, judged: Judged) -> Generation:
+        from edge_sfda import checkpoint
+
+        if judged.accepted == "source":
+            source = next(g for g in self.generations.all() if g.number == 0)
+            path, manifest, model = source.checkpoint, source.manifest, source.path / MODEL
+        else:
+            folder = self.place.folder / "candidate"
+            path, manifest, model = folder / CANDIDATE, Manifest.from_json(judged.manifest), folder / ONNX
+        files = {MODEL: model.read_bytes()} if model.exists() and (judged.onnx or judged.accepted == "source") else {}
+        state = checkpoint.load(path).state
+        return self.generations.accept(state, manifest, report=judged.decision, files=files)
+
+    def _use(self, generation: Generation) -> None:
+        self.segmenter.swap(artefact_of(generation))
+        self._dominant.clear()
+        self._generation = generation
+
+    def _watch_swap(self) -> None:
+        """Take a swap back where one class has swallowed the picture since."""
+        if self._guarded == 0 or len(self._dominant) < min(self.config.watch_after, 8):
+            return
+        self._guarded -= 1
+        if float(np.median(self._dominant)) > self.config.collapse:
+            self._guarded = 0
+            self._roll_back(1, f"one class has more than {self.config.collapse:.0%} of the pixels since the swap")
+
+    def _roll_back(self, steps: int, why: str) -> None:
+        try:
+            generation = self.generations.rollback(steps)
+            self._use(generation)
+        except (EdgeSfdaError, UsageError) as error:
+            self.events.tell("refused", why=str(error))
+            return
+        self._trigger.rebase()
+        self.events.tell("rolled back", generation=generation.number, why=why)
+        if self._phase is not Phase.OFF and self._worker is None:
+            self._set(Phase.WATCHING, f"back at generation {generation.number}: {why}")
+
+    # --- orders ---
+
+    def _obey(self) -> None:
+        while True:
+            try:
+                order = self._orders.get_nowait()
+            except queue.Empty:
+                return
+            order()
+
+    def _pause(self) -> None:
+        if self._phase in (Phase.OFF, Phase.PAUSED):
+            return
+        self._before_pause = self._phase
+        if self._worker is not None:
+            self._worker.pause(True)
+        self._set(Phase.PAUSED, "asked for")
+
+    def _resume(self) -> None:
+        if self._phase is not Phase.PAUSED:
+            return
+        if self._worker is not None:
+            self._worker.pause(False)
+        self._set(self._before_pause, "going on")
+
+    def _set(self, phase: Phase, detail: str) -> None:
+        with self._lock:
+            self._phase, self._detail = phase, detail
+            if phase is not Phase.ADAPTING and phase is not Phase.PAUSED:
+                self._step = Step(0, 0, _NAN, _NAN, 0.0)
+        self.events.tell("phase", phase=phase.value, detail=detail)
+
+
+def artefact_of(generation: Generation) -> Path:
+    """Return what to run of a generation: its ONNX model where it has one, else its checkpoint."""
+    model = generation.path / MODEL
+    return model if model.exists() else generation.checkpoint
