@@ -94,6 +94,7 @@ class Loop:
         self._clock = clock
         self._make_worker = worker
         self._worker: Worker | None = None
+        self._job: Job | None = None  # of the worker, to begin it again
         self._trigger = Trigger(config.trigger)
         self._probes: Probes = Probes(config.probes)
         self._learn: deque[U8] = deque(maxlen=config.learn)
@@ -104,7 +105,6 @@ class Loop:
         self._before_pause = self._phase
         self._detail = "learning is off" if config.mode == "off" else "looking at the first frames"
         self._step = Step(0, 0, _NAN, _NAN, 0.0)
-        self._step_spent = 0.0
         self._retries = self._restarts = 0
         self._candidate: Judged | None = None
         self._generation = generations.newest()
@@ -274,19 +274,19 @@ class Loop:
                 self._set(Phase.WAITING, refusal)
             return
         self._retries = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._step, self._step_spent = Step(0, self.adapt.burst.steps, _NAN, _NAN, 0.0), 0.0
         try:
-            job = self._job()
+            self._begin(self._make_job())
         except (EdgeSfdaError, OSError) as error:  # a full disk: tried again at the next shift, or when told to
             self._set(Phase.WATCHING, f"no burst: {error}")
-            return
+
+    def _begin(self, job: Job) -> None:
+        self._job = job
         self._worker = self._make_worker(job)
         self._set(Phase.ADAPTING, f"on {len(job.frames)} frames, judged on {len(job.probes)}")
+        with self._lock:
+            self._step = Step(0, self.adapt.burst.steps, _NAN, _NAN, 0.0)
 
-    def _job(self) -> Job:
+    def _make_job(self) -> Job:
         work = self.place.folder / "candidate"
         work.mkdir(parents=True, exist_ok=True)
         source = next(g for g in self.generations.all() if g.number == 0)
@@ -333,7 +333,8 @@ class Loop:
         if self._retries > self.config.retries:
             self._set(Phase.WATCHING, f"given up after {self.config.retries} retries: {why}")
             return
-        self._begin()  # from the source, on the same frames
+        assert self._job is not None, "a worker that is lost had one"
+        self._begin(self._job)  # from the source, on the same frames
 
     def _on_failed(self, message: Failed) -> None:
         self._set(Phase.WATCHING, f"the burst came to nothing: {message.reason}")

@@ -197,7 +197,8 @@ class _Burst:
         import torch
 
         from edge_sfda.adapt import run
-        from edge_sfda.adapt.gate import Gate, LabelledProbes
+        from edge_sfda.adapt.gate import Gate
+        from edge_sfda.adapt.probes import LabelledProbes
         from edge_sfda.nets import load
 
         torch.set_num_threads(1)

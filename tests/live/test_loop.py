@@ -1,0 +1,294 @@
+"""What the loop does with what its worker says; the worker is a fake that says what a test wants to hear."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from edge_sfda import checkpoint
+from edge_sfda.config import GateConfig
+from edge_sfda.files import write_atomic
+from edge_sfda.live.loop import Loop
+from edge_sfda.live.status import Latest, Phase
+from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Step
+from edge_sfda.nets import load
+
+Make = Callable[..., Any]
+
+GATE = GateConfig(least=2)
+
+
+class Fake:
+    """Says one thing each time it is asked; `None` stands for a death."""
+
+    made: list[Job]
+
+    def __init__(self, job: Job, script: Sequence[Any]) -> None:
+        self.job = job
+        self.script = list(script)
+        self.alive = True
+        self.stopped = False
+        self.paused: list[bool] = []
+        self.exit_code = -9
+        self.silence = 0.0
+
+    def messages(self) -> Iterator[Any]:
+        if not self.script:
+            return
+        said = self.script.pop(0)
+        if said is None:
+            self.alive = False
+        elif isinstance(said, float):
+            self.silence = said
+        elif callable(said):
+            yield said(self.job)
+        else:
+            yield said
+
+    def pause(self, wanted: bool) -> None:
+        self.paused.append(wanted)
+
+    def silent_s(self) -> float:
+        return self.silence
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+class Fakes:
+    """Makes workers, each with the next script."""
+
+    def __init__(self, *scripts: Sequence[Any]) -> None:
+        self.scripts = list(scripts)
+        self.made: list[Fake] = []
+
+    def __call__(self, job: Job) -> Fake:
+        self.made.append(Fake(job, self.scripts.pop(0) if self.scripts else []))
+        return self.made[-1]
+
+
+def _candidate(job: Job, accepted: str = "adapted", *, broken: bool = False) -> Judged:
+    """Write a candidate that differs from the source, as a burst does."""
+    net, manifest = load(job.source)
+    with torch.no_grad():
+        net.classifier.bias.add_(0.125)  # type: ignore[union-attr, operator]
+        if broken:
+            net.classifier.bias[3] += 1e4  # type: ignore[index]
+    saved = checkpoint.save(job.folder / CANDIDATE, net.state_dict(), manifest.derive(kind="adapted"))
+    return Judged(accepted, "it is better", {"accepted": accepted, "reason": "it is better"}, 2, saved.to_json(), False)
+
+
+def _run(run: Any, on_frame: Callable[[Loop, int], None] = lambda loop, count: None) -> list[Latest]:
+    seen: list[Latest] = []
+
+    def look(latest: Latest, found: Any) -> None:
+        seen.append(latest)
+        on_frame(run.loop, len(seen))
+
+    run.loop.run(look)
+    return seen
+
+
+def test_stream_begins_with_a_burst_and_a_better_candidate_is_deployed(make_loop: Make) -> None:
+    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01), _candidate])
+    run = make_loop(worker=fakes, gate=GATE)
+    before = run.loop.segmenter.info.checkpoint_sha256
+    seen = _run(run)
+    assert len(seen) == 60
+    assert run.kinds()[:2] == ["started", "sound frames"]
+    assert [k for k in run.kinds() if k in ("adapting", "judged", "watching", "swapped")] == [
+        "adapting", "judged", "watching", "swapped",
+    ]  # fmt: skip
+    assert run.loop.status().generation == 1
+    assert run.loop.segmenter.info.checkpoint_sha256 != before
+    assert run.generations.newest().report["reason"] == "it is better"
+    job = fakes.made[0].job
+    assert job.frames.shape == (12, 3, 192, 256)
+    assert len(job.probes) >= 2
+    assert fakes.made[0].stopped
+
+
+def test_probes_are_never_learned_from(make_loop: Make) -> None:
+    fakes = Fakes([])
+    _run(make_loop(worker=fakes, gate=GATE))
+    job = fakes.made[0].job
+    learned = {frame.tobytes() for frame in job.frames}
+    assert len(learned) == 12
+    assert not learned & {probe.tobytes() for probe in job.probes}
+
+
+def test_candidate_that_is_not_better_changes_nothing(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([lambda job: _candidate(job, "deployed")]), gate=GATE)
+    _run(run)
+    assert run.loop.status().generation == 0
+    assert "swapped" not in run.kinds()
+    assert run.loop.status().detail == "it is better"
+
+
+def test_shadow_judges_and_deploys_nothing(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([_candidate]), gate=GATE, mode="shadow")
+    _run(run)
+    assert "judged" in run.kinds()
+    assert run.loop.status().generation == 0
+
+
+def test_recommendation_waits_for_a_person(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([_candidate]), gate=GATE, mode="recommend")
+    phases = []
+
+    def look(loop: Loop, count: int) -> None:
+        phases.append(loop.status().phase)
+        if count == 50:
+            loop.accept()
+
+    _run(run, look)
+    assert Phase.RECOMMENDING in phases
+    assert run.loop.status().generation == 1
+
+
+def test_nothing_is_accepted_without_a_candidate(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([]), gate=GATE)
+    _run(run, lambda loop, count: loop.accept() if count == 5 else None)
+    assert [e["why"] for e in run.told if e["event"] == "refused"] == ["there is no candidate to accept"]
+
+
+def test_mode_off_never_learns(make_loop: Make) -> None:
+    fakes = Fakes()
+    run = make_loop(worker=fakes, gate=GATE, mode="off")
+    assert len(_run(run, lambda loop, count: loop.adapt_now())) == 60
+    assert fakes.made == []
+    assert run.loop.status().phase is Phase.OFF
+
+
+def test_worker_that_dies_is_begun_again_on_the_same_frames_and_in_the_end_given_up(make_loop: Make) -> None:
+    fakes = Fakes([None], [None], [None])
+    run = make_loop(worker=fakes, gate=GATE, retries=2)
+    assert len(_run(run)) == 60
+    assert len(fakes.made) == 3
+    assert all(np.array_equal(fake.job.frames, fakes.made[0].job.frames) for fake in fakes.made)
+    assert run.loop.status().restarts == 3
+    assert run.loop.status().detail == "given up after 2 retries: the worker died with code -9"
+
+
+def test_worker_that_hangs_is_stopped_and_begun_again(make_loop: Make) -> None:
+    fakes = Fakes([31.0, 31.0], [_candidate])
+    run = make_loop(worker=fakes, gate=GATE, hang_s=30.0)
+    _run(run)
+    assert fakes.made[0].stopped
+    assert [e["why"] for e in run.told if e["event"] == "worker lost"] == ["the worker said nothing for 31 s"]
+    assert run.loop.status().generation == 1
+
+
+def test_burst_that_cannot_work_is_not_tried_again(make_loop: Make) -> None:
+    fakes = Fakes([Failed("layer x is not finite")])
+    run = make_loop(worker=fakes, gate=GATE)
+    _run(run)
+    assert len(fakes.made) == 1
+    assert run.loop.status().detail == "the burst came to nothing: layer x is not finite"
+
+
+def test_pause_reaches_the_worker_and_resume_goes_on(make_loop: Make) -> None:
+    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01)] * 200)
+    run = make_loop(worker=fakes, gate=GATE)
+    phases = []
+
+    def look(loop: Loop, count: int) -> None:
+        phases.append(loop.status().phase)
+        {40: loop.pause, 50: loop.resume}.get(count, lambda: None)()
+
+    _run(run, look)
+    assert fakes.made[0].paused == [True, False]
+    assert phases[45] is Phase.PAUSED
+    assert phases[-1] is Phase.ADAPTING
+
+
+def test_rollback_goes_to_the_generation_before(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([_candidate]), gate=GATE)
+    source = run.loop.segmenter.info.checkpoint_sha256
+    _run(run, lambda loop, count: loop.rollback() if count == 55 else None)
+    assert run.loop.status().generation == 0
+    assert run.loop.segmenter.info.checkpoint_sha256 == source
+    assert "rolled back" in run.kinds()
+
+
+def test_rollback_beyond_the_source_is_refused_in_words(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([]), gate=GATE)
+    _run(run, lambda loop, count: loop.rollback() if count == 5 else None)
+    (why,) = (e["why"] for e in run.told if e["event"] == "refused")
+    assert "nothing to go back from" in why
+
+
+def test_swap_after_which_one_class_swallows_the_picture_is_taken_back(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([lambda job: _candidate(job, broken=True)]), gate=GATE, watch_after=8)
+    _run(run)
+    assert run.kinds().index("swapped") < run.kinds().index("rolled back")
+    assert run.loop.status().generation == 0
+
+
+def test_candidate_that_cannot_be_kept_leaves_the_old_one_in_use(
+    make_loop: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(job: Job) -> Judged:
+        judged = _candidate(job)
+        shutil.rmtree(job.folder)
+        return judged
+
+    run = make_loop(worker=Fakes([vanish]), gate=GATE)
+    assert len(_run(run)) == 60
+    assert run.loop.status().generation == 0
+    assert run.loop.status().detail.startswith("not deployed: ")
+
+
+def test_budget_that_is_spent_makes_the_burst_wait(make_loop: Make) -> None:
+    fakes = Fakes([])
+    run = make_loop(worker=fakes, gate=GATE)
+    run.loop.budget.spend(1e6)
+    _run(run)
+    assert fakes.made == []
+    assert run.loop.status().phase is Phase.WAITING
+    assert "of learning in the last hour" in run.loop.status().detail
+
+
+def test_faulty_frames_are_not_predicted_and_the_mask_goes_stale(make_loop: Make, tmp_path: Path) -> None:
+    import cv2
+
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(6):
+        image = rng.integers(0, 255, (192, 256, 3), np.uint8) if index in (0, 5) else np.zeros((192, 256, 3), np.uint8)
+        write_atomic(folder / f"{index}.png", cv2.imencode(".png", image)[1].tobytes())
+    run = make_loop(str(folder), worker=Fakes([]), gate=GATE)
+    seen = _run(run)
+    assert [latest.frame.seq for latest in seen] == [0, 5]
+    assert [k for k in run.kinds() if k in ("stale", "sound frames")] == ["sound frames", "stale", "sound frames"]
+    assert run.loop.status().capture.faults == {"dark": 4}
+
+
+def test_stop_ends_after_the_frame_and_ends_the_worker(make_loop: Make) -> None:
+    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01)] * 200)
+    run = make_loop(worker=fakes, gate=GATE)
+    seen = _run(run, lambda loop, count: loop.stop() if count == 40 else None)
+    assert len(seen) == 40
+    assert fakes.made[0].stopped
+    assert run.kinds()[-1] == "stopped"
+
+
+def test_status_counts_what_happened(make_loop: Make) -> None:
+    run = make_loop(worker=Fakes([Step(1, 2, 0.5, 0.7, 0.25)] * 200), gate=GATE)
+    _run(run)
+    status = run.loop.status()
+    assert (status.frames, status.step, status.steps, status.loss, status.reliability) == (60, 1, 2, 0.5, 0.7)
+    assert status.latency_ms[0] > 0
+    assert 0 < status.confidence < 1
+    assert status.learned_s >= 0.25
+    assert not status.stale
+    latest = run.loop.latest()
+    assert latest is not None
+    assert (latest.frame.seq, latest.mask.shape) == (59, (192, 256))

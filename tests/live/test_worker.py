@@ -1,0 +1,134 @@
+"""The real process of a burst, over the built-in street."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_sfda import checkpoint
+from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig, from_dict
+from edge_sfda.data.frames import to_input
+from edge_sfda.data.sources import open_source
+from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Message, Step, Worker
+from edge_sfda.manifest import Manifest
+
+MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
+SHORT = {"burst": {"steps": 3, "batch": 2}, "statistics": {"frames": 8}, "reliability": {"warm_up": 1}}
+
+MakeJob = Callable[..., Job]
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> MakeJob:
+    manifest = checkpoint.read_manifest(MODEL)
+    with open_source("scene:dusk?frames=16&fps=1&seed=5") as source:
+        frames = np.stack([to_input(frame.image, manifest.preprocessing) for frame in source])
+
+    def make(**changes: Any) -> Job:
+        fields: dict[str, Any] = {
+            "source": MODEL,
+            "deployed": MODEL,
+            "net": None,
+            "frames": frames[:10],
+            "probes": frames[10:],
+            "labelled": None,
+            "adapt": from_dict(SHORT),
+            "gate": GateConfig(least=2),
+            "budget": BudgetConfig(share=1.0),
+            "folder": tmp_path,
+            "onnx": False,
+        }
+        return Job(**fields | changes)
+
+    return make
+
+
+def _hear(worker: Worker, until: Callable[[Message], bool], seconds: float = 600) -> list[Message]:
+    """Return what it says until something, or its end."""
+    heard: list[Message] = []
+    nap = threading.Event()
+    for _ in range(int(seconds / 0.02)):
+        alive = worker.alive
+        for message in worker.messages():
+            heard.append(message)
+            if until(message):
+                return heard
+        if not alive:
+            return heard
+        nap.wait(0.02)
+    raise AssertionError(f"nothing of what was waited for within {seconds} s: {heard}")
+
+
+def test_burst_tells_its_steps_and_leaves_a_whole_candidate(make_job: MakeJob, tmp_path: Path) -> None:
+    worker = Worker(make_job())
+    try:
+        heard = _hear(worker, lambda message: isinstance(message, Judged))
+    finally:
+        worker.stop()
+    assert [m.number for m in heard if isinstance(m, Step)] == [1, 2, 3]
+    judged = heard[-1]
+    assert isinstance(judged, Judged)
+    assert set(judged.decision["scores"]) == {"source", "deployed", "adapted"}
+    candidate = checkpoint.load(tmp_path / CANDIDATE)
+    assert candidate.manifest.tensors_sha256 == Manifest.from_json(judged.manifest).tensors_sha256
+    assert candidate.manifest.provenance["kind"] == "adapted"
+    assert candidate.manifest.tensors_sha256 != checkpoint.read_manifest(MODEL).tensors_sha256
+
+
+def test_candidate_is_exported_and_proven(make_job: MakeJob, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    worker = Worker(
+        make_job(adapt=from_dict({"burst": {"steps": 1, "batch": 2}, "reliability": {"enabled": False}}), onnx=True)
+    )
+    try:
+        judged = _hear(worker, lambda message: isinstance(message, Judged))[-1]
+    finally:
+        worker.stop()
+    assert isinstance(judged, Judged)
+    assert judged.onnx
+    assert (tmp_path / "candidate.onnx").stat().st_size > 100_000
+
+
+def test_failure_comes_in_words(make_job: MakeJob, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no checkpoint")
+    worker = Worker(make_job(deployed=broken))
+    try:
+        (failed,) = _hear(worker, lambda message: isinstance(message, Failed))
+    finally:
+        worker.stop()
+    assert isinstance(failed, Failed)
+    assert "broken.safetensors" in failed.reason
+
+
+def test_worker_gives_way_waits_when_told_and_dies_when_killed(make_job: MakeJob) -> None:
+    adapt = from_dict({"burst": {"steps": 10_000}}, base=from_dict(SHORT, base=AdaptConfig()))
+    worker = Worker(make_job(adapt=adapt))
+    try:
+        _hear(worker, lambda message: isinstance(message, Step))
+        assert worker.pid is not None
+        assert os.getpriority(os.PRIO_PROCESS, worker.pid) >= 10
+        worker.pause(True)
+        nap = threading.Event()
+        for _ in range(400):  # steps under way come to an end
+            before = len(list(worker.messages()))
+            nap.wait(0.25)
+            if before == 0 and not list(worker.messages()):
+                break
+        else:
+            raise AssertionError("it goes on although it was told to wait")
+        worker.pause(False)
+        _hear(worker, lambda message: isinstance(message, Step))
+        os.kill(worker.pid, signal.SIGKILL)
+        _hear(worker, lambda message: False)
+        assert not worker.alive
+        assert worker.exit_code == -signal.SIGKILL
+    finally:
+        worker.stop()
