@@ -15,6 +15,7 @@ from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_sfda.config import AdaptConfig, LiveConfig
+    from edge_sfda.data.camera_options import CameraOptions
     from edge_sfda.data.frames import FrameSource
     from edge_sfda.live.loop import Loop
 
@@ -39,6 +40,7 @@ class Service:
         minutes: after which it stops; None goes on for ever.
         limit: of frames.
         probes: folder of labelled probes, or None.
+        camera: what is asked of a V4L2 camera.
         fast: take a recording as fast as it goes, every frame; else at its own rate, as a camera would give it.
         as_json: print events as JSON lines.
     """
@@ -53,6 +55,7 @@ class Service:
     minutes: float | None
     limit: int | None
     probes: str | None
+    camera: CameraOptions
     fast: bool
     as_json: bool
 
@@ -80,7 +83,7 @@ def serve(service: Service) -> None:
     config = _with_onnx(service.config)
 
     def opener() -> FrameSource:
-        return open_source(service.source)
+        return open_source(service.source, camera=service.camera, limit_s=config.watch.silence_s)
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
@@ -102,15 +105,13 @@ def serve(service: Service) -> None:
             events=Events(service.folder / EVENTS, listener=shown.event),
         )
         end = None if service.minutes is None else time.monotonic() + 60 * service.minutes
-        loop.run(_every_frame(loop, stop, shown, end, service.limit))
+        loop.run(on_turn=_every_turn(loop, stop, shown, end, service.limit))
         shown.end(loop)
 
 
-def _every_frame(
-    loop: Loop, stop: Stop, shown: _Shown, end: float | None, limit: int | None
-) -> Callable[[Any, Any], None]:
-    def look(latest: Any, seen: Any) -> None:
-        shown.frame(loop)
+def _every_turn(loop: Loop, stop: Stop, shown: _Shown, end: float | None, limit: int | None) -> Callable[[], None]:
+    def look() -> None:
+        shown.show(loop)
         status = loop.status() if limit is not None else None
         over = status is not None and limit is not None and status.frames >= limit
         if stop.wanted or over or (end is not None and time.monotonic() > end):
@@ -144,7 +145,7 @@ class _Shown:
         if self._live is None:
             note(line)
 
-    def frame(self, loop: Loop) -> None:
+    def show(self, loop: Loop) -> None:
         now = time.monotonic()
         if self._live is None or now < self._next:
             return

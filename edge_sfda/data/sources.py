@@ -174,7 +174,9 @@ class SceneSource(FrameSource):
         self._next = self.spec.frames
 
 
-def open_source(spec: str, *, camera: CameraOptions | None = None, realtime: bool = False) -> FrameSource:
+def open_source(
+    spec: str, *, camera: CameraOptions | None = None, limit_s: float = 10.0, realtime: bool = False
+) -> FrameSource:
     """Open what `spec` names.
 
     `scene:DOMAIN[?options]`; a folder of pictures; a picture file; a video file; a ROS bag, with `?topic=/NAME` where
@@ -184,6 +186,7 @@ def open_source(spec: str, *, camera: CameraOptions | None = None, realtime: boo
     Args:
         spec: see above.
         camera: what is asked of a V4L2 camera.
+        limit_s: of a camera: longest wait for its first frame, and then for each next one.
         realtime: give the frames of a recording at their own rate instead of as fast as they are taken.
 
     Raises:
@@ -192,7 +195,7 @@ def open_source(spec: str, *, camera: CameraOptions | None = None, realtime: boo
         FrameError: the picture file cannot be read.
     """
     if not spec.startswith(PREFIX) and is_camera(spec):
-        return CameraSource(spec, options=camera)  # as fast as it comes is its own rate
+        return CameraSource(spec, options=camera, limit_s=limit_s)  # as fast as it comes is its own rate
     if camera is not None and camera.given:
         raise UsageError(f"{spec} is no camera, so it takes none of a camera's options; leave them out")
     source = _open_recording(spec)

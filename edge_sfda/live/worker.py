@@ -143,6 +143,7 @@ class Worker:
 
     def pause(self, wanted: bool) -> None:
         """Let it wait after its step, or go on."""
+        self._heard_at = self._clock()  # its silence while it waited is no hanging
         try:
             self._mine.send(wanted)
         except OSError:  # it is dead; the loop will see
