@@ -279,7 +279,7 @@ def from_dict(raw: Mapping[str, Any], *, base: AdaptConfig | None = None) -> Ada
     Raises:
         ConfigError: an unknown key, a value of another type, or one out of range; the message names the key.
     """
-    merged: AdaptConfig = _merge(base or AdaptConfig(), raw, prefix="")
+    merged: AdaptConfig = merge(base or AdaptConfig(), raw)
     return merged
 
 
@@ -289,13 +289,21 @@ def load(path: Path, *, base: AdaptConfig | None = None) -> AdaptConfig:
     Raises:
         ConfigError: the file cannot be read, is not TOML, or holds a bad key or value.
     """
+    return from_dict(read_toml(path), base=base)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file as nested plain values.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not TOML.
+    """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read configuration {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}") from error
-    return from_dict(raw, base=base)
 
 
 def to_toml(config: AdaptConfig) -> str:
@@ -303,7 +311,17 @@ def to_toml(config: AdaptConfig) -> str:
     return tomli_w.dumps(to_dict(config))
 
 
-def _merge(config: Any, raw: Mapping[str, Any], *, prefix: str) -> Any:
+def merge(config: Any, raw: Mapping[str, Any], *, prefix: str = "") -> Any:
+    """Return a configuration dataclass with nested values laid over it, each of the type that it replaces.
+
+    Args:
+        config: a frozen dataclass, whose fields may be dataclasses.
+        raw: values by field name.
+        prefix: of the names in messages.
+
+    Raises:
+        ConfigError: an unknown key, a value of another type, or one out of range; the message names the key.
+    """
     known = {f.name for f in dataclasses.fields(config)}
     changes: dict[str, Any] = {}
     for key, value in raw.items():
@@ -313,7 +331,7 @@ def _merge(config: Any, raw: Mapping[str, Any], *, prefix: str) -> Any:
         if dataclasses.is_dataclass(old):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{prefix}{key} = {value!r} must be a table")
-            changes[key] = _merge(old, value, prefix=f"{prefix}{key}.")
+            changes[key] = merge(old, value, prefix=f"{prefix}{key}.")
         else:
             changes[key] = _as_type_of(old, value, f"{prefix}{key}")
     return dataclasses.replace(config, **changes)
@@ -385,7 +403,7 @@ class BudgetConfig:
 
     share: float = 0.5  # of the time that learning runs; the rest it sleeps, which leaves a core for the masks
     seconds_per_hour: float = 900.0  # of learning: a burst of the lightweight net on one core is about a minute
-    memory_mb: float = 4096.0  # resident memory of the whole program, above which no burst begins
+    memory_mb: float = 4096.0  # resident memory of the loop, above which no burst begins
     celsius: float = 85.0  # of the hottest zone: boards throttle from about there on
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,6 +59,10 @@ def adapt(
         bool, typer.Option("--online", help="Take --frames or --video in order: predict each, then learn from it.")
     ] = False,
     config: Annotated[Path | None, typer.Option(help="Settings (TOML), over the defaults.", show_default=False)] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(help="Device: cpu, orin-nano, ..., or a TOML file; under --config.", show_default=False),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(help="stvm, none, bn, tent, cotta, mean-teacher or threshold.", show_default=False),
@@ -73,8 +78,9 @@ def adapt(
         str, typer.Option(help="Of --camera: auto, recommend, shadow (judge, deploy nothing) or off.")
     ] = "auto",
     budget: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Of --camera: share of the time that learning may take.")
-    ] = 0.5,
+        float | None,
+        typer.Option(min=0.01, max=1.0, help="Of --camera: share of the time for learning; 0.5 without a profile."),
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Of --camera: stop after so many minutes.", show_default=False)
     ] = None,
@@ -130,9 +136,10 @@ def adapt(
             spec,
             model or BUILT_IN_MODEL,
             out,
-            _settings(config, method, seed, steps),
+            _settings(config, profile, method, seed, steps),
             mode=mode,
             budget=budget,
+            profile=profile,
             minutes=minutes,
             limit=limit,
             probes=probes,
@@ -150,7 +157,7 @@ def adapt(
         )
     if resume and not online:
         raise UsageError("--resume goes with a stream, --camera or --online; a burst over a set of frames is short")
-    settings = _settings(config, method, seed, steps)
+    settings = _settings(config, profile, method, seed, steps)
     path = model or BUILT_IN_MODEL
     network, manifest = load(path, allow=net, device=options.resolve_device(device))
     measured = labels_of(spec, labels, classes, manifest.classes)
@@ -183,7 +190,8 @@ def _serve(
     settings: AdaptConfig,
     *,
     mode: str,
-    budget: float,
+    budget: float | None,
+    profile: str | None,
     minutes: float | None,
     limit: int | None,
     probes: str | None,
@@ -196,22 +204,35 @@ def _serve(
 ) -> None:
     from edge_sfda.cli import live
     from edge_sfda.config import BudgetConfig, LiveConfig
+    from edge_sfda.profile import load as load_profile
 
     given = [name for name, value in not_of_a_service.items() if value is not None]
     if given:
-        raise UsageError(
-            f"{given[0]} does not go with --camera as a service; add --online, or give --frames or --video"
-        )
+        raise UsageError(f"{given[0]} does not go with --camera alone; add --online, or give --frames or --video")
     live.check(minutes, mode)
+    bounds, threads = BudgetConfig(), None
+    if profile is not None:
+        device_profile = load_profile(profile)
+        threads = device_profile.runtime.threads or None
+        allowed = device_profile.budget
+        mode = mode if allowed.share > 0 else "off"
+        bounds = BudgetConfig(
+            share=allowed.share or bounds.share,
+            seconds_per_hour=allowed.seconds_per_hour,
+            memory_mb=allowed.memory_mb,
+        )
+    if budget is not None:
+        bounds = replace(bounds, share=budget)
     live.serve(
         live.Service(
             source=spec,
             model=model,
             folder=out,
-            config=LiveConfig(mode=mode, budget=BudgetConfig(share=budget)),
+            config=LiveConfig(mode=mode, budget=bounds),
             adapt=settings,
             net=net,
             device=device,
+            threads=threads,
             minutes=minutes,
             limit=limit,
             probes=probes,
@@ -259,13 +280,17 @@ def _source(camera: str | None, frames: str | None, video: str | None, model: Pa
     return (given[0], camera is not None) if given else (BUILT_IN_FRAMES, False)
 
 
-def _settings(path: Path | None, method: str | None, seed: int | None, steps: int | None) -> AdaptConfig:
-    """Return the settings: the method's own, under those of the file, under those of the command line."""
+def _settings(
+    path: Path | None, profile: str | None, method: str | None, seed: int | None, steps: int | None
+) -> AdaptConfig:
+    """Return the settings: the method's own, under the device's, under the file's, under those of the command line."""
     from edge_sfda import config
+    from edge_sfda.profile import load as load_profile
 
     chosen = method or (config.load(path).method if path else config.AdaptConfig().method)
     base = config.from_dict({"method": chosen})  # an unknown method is told here
     base = config.preset(base.method)
+    base = load_profile(profile).settings(base) if profile else base
     settings = config.load(path, base=base) if path else base
     asked: dict[str, Any] = {"method": chosen} | ({} if seed is None else {"seed": seed})
     return config.from_dict(asked | ({} if steps is None else {"burst": {"steps": steps}}), base=settings)

@@ -14,6 +14,7 @@ from edge_sfda.cli.screen import OUT, note, percent, print_json, progress
 
 if TYPE_CHECKING:
     from edge_sfda.data.frames import U8
+    from edge_sfda.manifest import Classes
     from edge_sfda.runtime.latency import Latency
     from edge_sfda.runtime.predict import Segmenter
 
@@ -63,6 +64,7 @@ def bench(
 
 @dataclass(frozen=True)
 class _Measured:
+    classes: Classes
     latency: Latency
     masks: list[U8]
 
@@ -78,7 +80,9 @@ def _measure(segmenters: list[Segmenter], images: list[U8], rounds: int) -> list
     """Return times and, frame by frame, the masks; what is counted begins once each has seen every frame."""
     from edge_sfda.runtime.latency import Latency
 
-    measured = [_Measured(Latency(), [segmenter(image) for image in images]) for segmenter in segmenters]
+    measured = [
+        _Measured(segmenter.classes, Latency(), [segmenter(image) for image in images]) for segmenter in segmenters
+    ]
     order = list(range(len(segmenters)))
     with progress("measuring") as step:
         for index in range(rounds):
@@ -94,21 +98,23 @@ def _measure(segmenters: list[Segmenter], images: list[U8], rounds: int) -> list
 def _row(path: Path, segmenter: Segmenter, found: _Measured, first: _Measured) -> dict[str, Any]:
     from edge_sfda.metrics import ConfusionMatrix
 
-    classes = segmenter.classes
     percentiles = found.latency.percentiles()
-    matrix = ConfusionMatrix(256, 256)
-    for mask, reference in zip(found.masks, first.masks, strict=True):
-        matrix.update(mask, reference)
+    agreement = float("nan")  # between ids of other classes it would say nothing
+    if found.classes == first.classes:
+        matrix = ConfusionMatrix(256, 256)
+        for mask, reference in zip(found.masks, first.masks, strict=True):
+            matrix.update(mask, reference)
+        agreement = matrix.accuracy()
     total = percentiles["total"]
     return {
         "artefact": path,
         "precision": segmenter.info.precision,
         "runs_on": segmenter.runs_on,
         "bytes": path.stat().st_size,
-        "classes": len(classes),
+        "classes": len(segmenter.classes),
         "fps": 1e3 / total.p50_ms,
         "speed": first.latency.percentiles()["total"].p50_ms / total.p50_ms,
-        "agreement": matrix.accuracy(),
+        "agreement": agreement,
         "latency": {part: asdict(ms) for part, ms in percentiles.items() if part != "capture"},
     }
 
@@ -117,21 +123,20 @@ def _show(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption="milliseconds", caption_justify="right")
     table.add_column("artefact", overflow="fold")
-    table.add_column("runs on")
-    for title in ("MB", "fps", "speed", "same %", "pre ms", "net ms", "post ms", "p50", "p90", "p99"):
+    for title in ("MB", "fps", "speed", "same %", "pre", "net", "post", "p90", "p99"):
         table.add_column(title, justify="right", no_wrap=True)
     for row in rows:
         ms = row["latency"]
         table.add_row(
             Text(row["artefact"].name),
-            f"{row['runs_on']}, {row['precision']}",
             f"{row['bytes'] / 1e6:.1f}",
             f"{row['fps']:.1f}",
             f"{row['speed']:.2f}x",
             percent(row["agreement"], digits=2),
             *(f"{ms[part]['p50_ms']:.2f}" for part in ("pre", "net", "post")),
-            *(f"{ms['total'][key]:.1f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
+            *(f"{ms['total'][key]:.1f}" for key in ("p90_ms", "p99_ms")),
         )
+        note(f"{row['artefact'].name}: {row['precision']} on {row['runs_on']}")
     OUT.print(table)

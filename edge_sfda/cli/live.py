@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edge_sfda.cli.screen import ERR, Stop, note, print_json, say
+from edge_sfda.cli.screen import ERR, Stop, note, say
 from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from edge_sfda.data.camera_options import CameraOptions
     from edge_sfda.data.frames import FrameSource
     from edge_sfda.live.loop import Loop
+    from edge_sfda.live.service import ServiceManager
+    from edge_sfda.live.status import Latest
+    from edge_sfda.runtime.predict import Segmentation
 
 GENERATIONS = "generations"
 EVENTS = "events.jsonl"
@@ -37,6 +40,7 @@ class Service:
         adapt: of a burst.
         net: `module:factory` of a network of your own.
         device: to infer on.
+        threads: of inference on a CPU; None leaves the choice to the library.
         minutes: after which it stops; None goes on for ever.
         limit: of frames.
         probes: folder of labelled probes, or None.
@@ -52,6 +56,7 @@ class Service:
     adapt: AdaptConfig
     net: str | None
     device: str
+    threads: int | None
     minutes: float | None
     limit: int | None
     probes: str | None
@@ -68,31 +73,36 @@ def serve(service: Service) -> None:
     from edge_sfda.live.capture import Capture, Pace
     from edge_sfda.live.events import Events
     from edge_sfda.live.loop import Loop, Place, artefact_of
+    from edge_sfda.live.service import ServiceManager
     from edge_sfda.nets import load
     from edge_sfda.report.run_folder import make_folder
     from edge_sfda.runtime.predict import Segmenter
 
     network, manifest = load(service.model, allow=service.net)
     labelled = _labelled(service.probes, manifest)
-    make_folder(service.folder)
-    generations = Generations(service.folder / GENERATIONS, keep=service.config.keep)
-    generations.start(network.state_dict(), manifest)
-    newest = generations.newest()
-    min_side = network.min_side
-    del network
     config = _with_onnx(service.config)
+    pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
 
     def opener() -> FrameSource:
         return open_source(service.source, camera=service.camera, limit_s=config.watch.silence_s)
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
-        segmenter = stack.enter_context(
-            Segmenter.load(artefact_of(newest), device=service.device, net=service.net, colour_order="bgr")
-        )
-        pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
-        capture = Capture(opener, config.watch, pace=pace, min_side=min_side)
+        capture = Capture(opener, config.watch, pace=pace, min_side=network.min_side)
         stack.callback(capture.close)
+        make_folder(service.folder)  # after all that may be wrong with the arguments
+        generations = Generations(service.folder / GENERATIONS, keep=service.config.keep)
+        generations.start(network.state_dict(), manifest)
+        newest = generations.newest()
+        segmenter = stack.enter_context(
+            Segmenter.load(
+                artefact_of(newest),
+                device=service.device,
+                threads=service.threads,
+                net=service.net,
+                colour_order="bgr",
+            )
+        )
         shown = _Shown(as_json=service.as_json)
         loop = Loop(
             segmenter,
@@ -105,19 +115,30 @@ def serve(service: Service) -> None:
             events=Events(service.folder / EVENTS, listener=shown.event),
         )
         end = None if service.minutes is None else time.monotonic() + 60 * service.minutes
-        loop.run(on_turn=_every_turn(loop, stop, shown, end, service.limit))
+        manager = ServiceManager()
+        told: list[bool] = []
+
+        def turn() -> None:
+            manager.alive()  # from this thread: a loop that hangs must be ended by its service manager
+            shown.turn(loop)
+            if stop.wanted or (end is not None and time.monotonic() > end):
+                manager.stopping()
+                loop.stop()
+
+        def look(latest: Latest, seen: Segmentation) -> None:
+            _tell_ready(manager, told)
+            if service.limit is not None and loop.status().frames >= service.limit:
+                loop.stop()
+
+        loop.run(look, on_turn=turn)
         shown.end(loop)
 
 
-def _every_turn(loop: Loop, stop: Stop, shown: _Shown, end: float | None, limit: int | None) -> Callable[[], None]:
-    def look() -> None:
-        shown.show(loop)
-        status = loop.status() if limit is not None else None
-        over = status is not None and limit is not None and status.frames >= limit
-        if stop.wanted or over or (end is not None and time.monotonic() > end):
-            loop.stop()
-
-    return look
+def _tell_ready(manager: ServiceManager, told: list[bool]) -> None:
+    """Say once that masks go out."""
+    if not told:
+        manager.ready("masks go out")
+        told.append(True)
 
 
 class _Shown:
@@ -136,7 +157,9 @@ class _Shown:
 
     def event(self, event: Mapping[str, Any]) -> None:
         if self.as_json:
-            print_json(dict(event))
+            from edge_sfda.live.events import line_of
+
+            say(line_of(event))
             return
         words = event.get("detail") or event.get("why") or event.get("reason") or ""
         name = event.get("phase", event["event"])
@@ -145,7 +168,7 @@ class _Shown:
         if self._live is None:
             note(line)
 
-    def show(self, loop: Loop) -> None:
+    def turn(self, loop: Loop) -> None:
         now = time.monotonic()
         if self._live is None or now < self._next:
             return

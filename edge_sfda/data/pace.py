@@ -28,7 +28,7 @@ class PacedSource(FrameSource):
         *,
         longest_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[float], None] = time.sleep,
+        wait: Callable[[float], object] = time.sleep,
     ) -> None:
         self.source = source
         self.longest_s = longest_s

@@ -10,6 +10,7 @@ from enum import Enum
 
 from edge_sfda.config import WatchConfig
 from edge_sfda.data.frames import Frame, FrameSource
+from edge_sfda.data.pace import PacedSource
 from edge_sfda.errors import DataError, SourceError
 from edge_sfda.live.watch import Fault, Watch
 
@@ -62,7 +63,7 @@ class Capture:
         clock: seconds that only grow.
 
     Raises:
-        DataError: a recording does not open. A camera that does not is tried again, like one that fails later.
+        DataError: the source does not open. A camera that fails after that is opened anew, for ever.
     """
 
     def __init__(
@@ -85,8 +86,8 @@ class Capture:
         self._ended = False
         self._failure: DataError | None = None
         self._frames = self._sound = self._dropped = self._opened = 0
-        self._trouble = "not opened yet"
-        self._source = None if pace is Pace.LIVE else self._open()
+        self._trouble = ""
+        self._source: FrameSource | None = self._open()
         self._sound_at = clock()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
@@ -149,17 +150,14 @@ class Capture:
 
     def _open(self) -> FrameSource:
         self._opened += 1
-        return self._opener()
+        source = self._opener()
+        return PacedSource(source, clock=self._clock, wait=self._closing.wait) if self.pace is Pace.NATIVE else source
 
     def _pump(self, source: FrameSource) -> None:
-        begun: float | None = None
         self._sound_at = self._clock()
         for frame in source:
             fault = self._watch.judge(frame.image)
             self._check_soundness(fault)
-            if self.pace is Pace.NATIVE:
-                begun = self._clock() - frame.captured_at if begun is None else begun
-                self._closing.wait(max(0.0, begun + frame.captured_at - self._clock()))
             with self._changed:
                 if self.pace is Pace.FAST:
                     self._changed.wait_for(lambda: self._newest is None or self._closing.is_set())

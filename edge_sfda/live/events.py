@@ -53,7 +53,7 @@ class Events:
         self._listener(event)
         if self.path is None:
             return
-        self._waiting.append(json.dumps(_finite(event), sort_keys=False, allow_nan=False))
+        self._waiting.append(line_of(event))
         while len(self._waiting) > _KEPT:
             self._waiting.popleft()
             self.lost += 1
@@ -73,6 +73,11 @@ class Events:
             return False
         self._waiting.clear()
         return True
+
+
+def line_of(event: Mapping[str, Any]) -> str:
+    """Return an event as one line of JSON; what is not finite becomes null."""
+    return json.dumps(_finite(event), allow_nan=False)
 
 
 def _finite(value: Any) -> Any:

@@ -188,7 +188,7 @@ class Loop:
 
         Args:
             on_frame: called with each prediction, in this thread: what it does delays the next one.
-            on_turn: called several times a second whether frames come or not: a stop must work while a camera is gone.
+            on_turn: called in this thread whether or not a frame came, ten times a second at least.
 
         Raises:
             DataError: a recording cannot be read further. A camera is tried again for ever.
@@ -196,6 +196,7 @@ class Loop:
         self.events.tell("started", mode=self.config.mode, generation=self._generation.number)
         try:
             while not self._stopping.is_set():
+                on_turn()
                 seen = self.capture.take(_TAKE_S)
                 if seen is None and self.capture.ended:
                     break
@@ -205,7 +206,6 @@ class Loop:
                 else:
                     self._take(seen, on_frame)
                 self._look_after_worker()
-                on_turn()
         finally:
             self._end_worker()
             self.events.tell("stopped", frames=self._frames, generation=self._generation.number)

@@ -112,8 +112,8 @@ def synchronize_stream(stream: int) -> None:
 def _has(name: str) -> bool:
     try:
         return find_spec("cuda.bindings" if name == "cuda" else name) is not None
-    except ModuleNotFoundError:  # of the parent
-        return False
+    except (ModuleNotFoundError, ValueError):  # the parent is missing; or it is loaded, and tells nothing of itself
+        return name in sys.modules
 
 
 class TorchMemory(DeviceMemory):

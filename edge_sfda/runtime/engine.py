@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_sfda.errors import ArtefactError, UsageError
+from edge_sfda.errors import ArtefactError, EngineError, UsageError
 from edge_sfda.runtime.artefact import ArtefactInfo
 from edge_sfda.runtime.intake import Frames
 
@@ -122,6 +122,13 @@ def open_engine(path: str | Path, config: EngineConfig) -> Engine:
         from edge_sfda.runtime.engine_tensorrt import open_tensorrt
 
         return open_tensorrt(path, config)
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise EngineError(
+            f"running a checkpoint needs torch, which does not import here ({error}); install it, or export {path} to "
+            "ONNX where it is"
+        ) from error
     from edge_sfda.runtime.engine_torch import TorchEngine
 
     return TorchEngine(path, config)

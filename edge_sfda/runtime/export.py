@@ -127,7 +127,7 @@ def to_onnx(
     ).eval()
     model = _trace(graph, info)
     if config.precision == "int8":
-        model = quantise(model, calibration)
+        model = quantise(model, calibration, network_size=info.network_size)
     _keep_outputs(model, info)
     _add_record(model, info)
     _check(model)

@@ -258,11 +258,12 @@ for _ in range(kills):
                 generations.rollback()
                 os.write(tell, b"%d\\n" % (number - 1))
     os.close(tell)
-    time.sleep(rng.uniform(0, write_s))  # where in the child's work it is killed
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
     with os.fdopen(told) as lines:
-        done = [int(line) for line in lines]
+        done = [int(lines.readline()) for _ in range(rng.randrange(3))]
+        time.sleep(rng.uniform(0, write_s))  # where in the child's work it is killed
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        done += [int(line) for line in lines]
     landed += len(done)
     expected = done[-1] if done else newest
     found = generations.newest()
@@ -281,7 +282,7 @@ def test_process_killed_at_any_moment_leaves_the_newest_whole_generation(ram_pat
     ran = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.startswith(f"kills {KILLS}, generations "), ran.stdout
-    assert int(ran.stdout.split()[3].rstrip(",")) > KILLS / 10, "too few writes between the kills to mean anything"
+    assert int(ran.stdout.split()[3].rstrip(",")) > KILLS / 2, "too few writes between the kills to mean anything"
 
 
 def test_report_is_one_that_people_can_read(kept: Generations) -> None:

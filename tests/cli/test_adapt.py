@@ -58,7 +58,7 @@ def test_adapted_checkpoint_is_adapted_evaluated_and_predicted_with(run_cli, nan
     report = json.loads((tmp_path / "one" / "report.json").read_text())
     evaluated = json.loads(run_cli("evaluate", adapted, SCENE, "--json").out)
     assert evaluated["miou"] == pytest.approx(report["labelled"]["after"]["miou"])
-    assert run_cli("predict", adapted, SCENE, "-o", tmp_path / "masks").code == 0
+    assert run_cli("predict", SCENE, "--model", adapted, "-o", tmp_path / "masks").code == 0
     assert run_cli("adapt", *args, "--model", adapted, "-o", tmp_path / "two").code == 0
 
 
@@ -117,7 +117,7 @@ def test_video_is_learned_from(run_cli, nano: Path, quick: Path, tmp_path: Path)
     assert json.loads(ran.out)["frames"] == 3
 
 
-@pytest.mark.parametrize("source", [("--camera", SCENE), ("--frames", SCENE, "--online")])
+@pytest.mark.parametrize("source", [("--camera", SCENE, "--online"), ("--frames", SCENE, "--online")])
 def test_stream_is_predicted_then_learned_frame_by_frame(run_cli, nano, tmp_path: Path, source) -> None:
     ran = run_cli("adapt", *source, "--model", nano, "-o", tmp_path / "run", "--limit", 4, "--json")
     report = json.loads(ran.out)
@@ -154,7 +154,7 @@ class _Interrupted(SceneSource):
 def test_interrupt_of_a_stream_keeps_what_was_learned(run_cli, nano, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sources, "open_source", lambda spec: _Interrupted(spec))
     before = signal.getsignal(signal.SIGINT)  # ignored, where a shell put this process into the background
-    ran = run_cli("adapt", "--camera", SCENE, "--model", nano, "-o", tmp_path / "run", "--json")
+    ran = run_cli("adapt", "--camera", SCENE, "--online", "--model", nano, "-o", tmp_path / "run", "--json")
     assert ran.code == 130
     assert json.loads(ran.out)["steps"] == 3
     assert "stopping after this step" in ran.err
@@ -199,7 +199,7 @@ class _Unplugged(SceneSource):
 
 def test_camera_that_goes_away_is_exit_1_and_keeps_what_was_learned(run_cli, nano, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(sources, "open_source", lambda spec: _Unplugged(spec))
-    ran = run_cli("adapt", "--camera", SCENE, "--model", nano, "-o", tmp_path / "run")
+    ran = run_cli("adapt", "--camera", SCENE, "--online", "--model", nano, "-o", tmp_path / "run")
     assert ran.code == 1
     assert ran.err == "error: the camera is gone; plug it in again\n"
     assert load(tmp_path / "run" / "adapted.safetensors")[1].provenance["steps"] == 2
@@ -211,7 +211,10 @@ def test_camera_that_goes_away_is_exit_1_and_keeps_what_was_learned(run_cli, nan
         (("--frames", "a", "--video", "b", "--model", "m"), "exclude each other"),
         (("--frames", "a"), "--model is missing"),
         (("--model", "m"), "nothing to learn from"),
-        (("--camera", "0", "--model", "m", "--hold-out", "0.5"), "--hold-out goes with a set of frames"),
+        (("--camera", "0", "--online", "--model", "m", "--hold-out", "0.5"), "--hold-out goes with a set of frames"),
+        (("--camera", "0", "--model", "m", "--hold-out", "0.5"), "--hold-out does not go with --camera alone"),
+        (("--camera", SCENE, "--model", "NANO", "--mode", "bold"), "--mode 'bold' is unknown"),
+        (("--camera", SCENE, "--model", "NANO", "--minutes", "0"), "--minutes 0.0 must be above 0"),
         (("--frames", SCENE, "--model", "NANO", "--method", "magic"), "method = 'magic' is unknown"),
         (("--frames", SCENE, "--model", "NANO", "--seed", "-1"), "seed = -1 must lie in"),
         (("--frames", SCENE, "--model", "NANO", "--steps", "-1"), "burst.steps = -1 must lie in"),
@@ -226,6 +229,20 @@ def test_wrong_usage_exits_2_and_leaves_no_run(run_cli, nano: Path, tmp_path: Pa
     assert ran.code == 2
     assert message in ran.err
     assert not (tmp_path / "run").exists()
+
+
+def test_profile_lies_under_the_settings_file_and_over_the_method(run_cli, nano: Path, tmp_path: Path) -> None:
+    (tmp_path / "board.toml").write_text("[adapt.burst]\nsteps = 5\nbatch = 2\n[adapt.reliability]\nwarm_up = 1\n")
+    (tmp_path / "mine.toml").write_text("[burst]\nsteps = 1\n")
+    run = tmp_path / "run"
+    ran = run_cli(
+        *("adapt", "--frames", SCENE, "--model", nano, "--method", "tent", "-o", run),
+        *("--profile", tmp_path / "board.toml", "--config", tmp_path / "mine.toml"),
+    )
+    assert ran.code == 0
+    settings = config.load(run / "config.toml")
+    assert (settings.burst.steps, settings.burst.batch, settings.burst.rate) == (1, 2, 1e-3)
+    assert run_cli("adapt", "--profile", "toaster", "-o", tmp_path / "none").code == 2
 
 
 def _spoil_frame(drive: Path) -> None:

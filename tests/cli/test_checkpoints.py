@@ -44,7 +44,7 @@ def test_bad_checkpoint_is_one_line_and_exit_1(
     out = ["-o", tmp_path / "out"]
     args = {
         "evaluate": [bad, drive, *out],
-        "predict": [bad, drive / "images", *out],
+        "predict": [drive / "images", "--model", bad, *out],
         "adapt": ["--frames", drive / "images", "--model", bad, *out],
         "demo": ["--model", bad, *out],
     }

@@ -49,6 +49,6 @@ def test_help_needs_no_torch() -> None:
 
 
 def test_warnings_of_the_package_are_one_line_on_standard_error(run_cli, capsys: pytest.CaptureFixture[str]) -> None:
-    run_cli("predict", "missing.safetensors", "scene:day", "-o", "out")
+    run_cli("predict", "scene:day", "--model", "missing.safetensors", "-o", "out")
     logging.getLogger("edge_sfda.data.sources").warning("%s ended after %d frames", "a.mp4", 3)
     assert capsys.readouterr().err == "warning: a.mp4 ended after 3 frames\n"

@@ -100,10 +100,10 @@ def test_camera_gives_the_newest_frame_and_counts_what_was_missed(capture: Calla
 def test_camera_that_fails_is_opened_anew_for_ever(capture: Callable[..., Capture]) -> None:
     gone = SourceError("the camera is gone")
     hold = threading.Event()
-    made = capture(gone, Script(gone), gone, Script(_frame(7), hold), pace=Pace.LIVE)
+    made = capture(Script(gone), gone, Script(gone), gone, Script(_frame(7), hold), pace=Pace.LIVE)
     assert _take(made) == 7
     status = made.status()
-    assert (status.opened, status.trouble) == (4, "")
+    assert (status.opened, status.trouble) == (5, "")
     hold.set()
 
 
@@ -115,18 +115,19 @@ def test_end_of_a_camera_s_stream_is_a_failure_too(capture: Callable[..., Captur
 
 
 def test_trouble_is_told_while_there_is_no_frame(capture: Callable[..., Capture]) -> None:
-    made = capture(SourceError("no such device"), pace=Pace.LIVE)
+    made = capture(Script(), SourceError("no such device"), pace=Pace.LIVE)
     assert made.take(0.05) is None
     for _ in range(1000):
-        if made.status().opened > 1:
+        if made.status().opened > 2:
             break
         threading.Event().wait(0.005)
     assert made.status().trouble == "no such device"
 
 
-def test_recording_that_does_not_open_is_an_error_at_once(capture: Callable[..., Capture]) -> None:
+@pytest.mark.parametrize("pace", list(Pace))
+def test_source_that_does_not_open_is_an_error_at_once(pace: Pace, capture: Callable[..., Capture]) -> None:
     with pytest.raises(SourceError, match="no such file"):
-        capture(SourceError("no such file"), pace=Pace.FAST)
+        capture(SourceError("no such file"), pace=pace)
 
 
 def test_recording_that_breaks_raises_after_its_frames(capture: Callable[..., Capture]) -> None:

@@ -17,11 +17,13 @@ ROOT = Path(__file__).parents[2]
 
 LOSS = """
 import torch, edge_sfda
+from edge_sfda import profile
 from edge_sfda.ops.compile_cache import source_folder
 from edge_sfda.ops.weighted_cross_entropy import weighted_cross_entropy
 
 print(edge_sfda.__file__)
 print(source_folder())
+print(profile.folder(), profile.load("cpu").input.width)
 print(weighted_cross_entropy(torch.zeros(1, 2, 2, 2), torch.zeros(1, 4, 4).long(), torch.ones(1, 4, 4)).item())
 """
 
@@ -37,6 +39,8 @@ def test_installed_wheel_finds_and_compiles_its_kernels(tmp_path: Path) -> None:
     shipped = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "_cuda_kernels/" in name}
     kept = {path.name for path in (ROOT / "cuda_kernels").iterdir() if path.is_file()}
     assert shipped == kept
+    profiles = {Path(name).name for name in zipfile.ZipFile(wheel).namelist() if "_profiles/" in name}
+    assert profiles == {path.name for path in (ROOT / "deploy" / "profiles").iterdir()}
 
     site = tmp_path / "site"
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)], check=True)
@@ -49,8 +53,9 @@ def test_installed_wheel_finds_and_compiles_its_kernels(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOSS], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
     )
-    package, folder, loss = done.stdout.splitlines()
+    package, folder, profiles_folder, loss = done.stdout.splitlines()
     assert package == str(site / "edge_sfda" / "__init__.py")
     assert folder == str(site / "edge_sfda" / "_cuda_kernels")
+    assert profiles_folder == f"{site / 'edge_sfda' / '_profiles'} 480"
     assert float(loss) == pytest.approx(0.693147, abs=1e-6)
     assert len(list((tmp_path / "cache" / "edge-sfda" / "kernels").glob("*.so"))) == 1

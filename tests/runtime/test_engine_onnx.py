@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime")
+pytest.importorskip("onnxruntime", reason="needs onnxruntime")
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper
 
 from edge_sfda.errors import ArtefactError, EngineError

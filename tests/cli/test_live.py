@@ -1,0 +1,94 @@
+"""`edge-sfda adapt --camera`: the service from the command line, in this process and as one that gets signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edge_sfda.config import MODES
+
+MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
+SCENE = "scene:dusk?frames=30&fps=10&seed=5"
+
+
+def _events(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_recording_is_predicted_to_its_end(run_cli, tmp_path: Path, mode: str) -> None:
+    ran = run_cli("adapt", "--camera", SCENE, "--fast", "--mode", mode, "--model", MODEL, "-o", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("30 frames, ")
+    assert ran.out.endswith(", generation 0\n")
+    events = _events(tmp_path / "run")
+    assert [event["event"] for event in (events[0], events[-1])] == ["started", "stopped"]
+    assert (tmp_path / "run" / "generations" / "0000" / "checkpoint.safetensors").is_file()
+
+
+def test_events_are_json_lines_on_request(run_cli, tmp_path: Path) -> None:
+    ran = run_cli(
+        "adapt", "--camera", SCENE, "--fast", "--json", "--limit", 5, "--model", MODEL, "-o", tmp_path / "run"
+    )
+    told = [json.loads(line) for line in ran.out.splitlines()]
+    assert [event["event"] for event in told] == ["started", "sound frames", "stopped"]
+    assert told[-1]["frames"] == 5
+
+
+def test_run_goes_on_from_the_newest_generation(run_cli, tmp_path: Path) -> None:
+    args = ("adapt", "--camera", SCENE, "--fast", "--limit", 3, "--model", MODEL, "-o", tmp_path / "run")
+    assert run_cli(*args).code == 0
+    from edge_sfda import checkpoint
+    from edge_sfda.adapt.generations import Generations
+
+    generations = Generations(tmp_path / "run" / "generations")
+    loaded = checkpoint.load(MODEL)
+    generations.accept(loaded.state, loaded.manifest.derive(kind="adapted"), report={"reason": "a test"})
+    ran = run_cli(*args)
+    assert ran.out.endswith(", generation 1\n")
+
+
+def test_generations_of_another_source_are_refused(run_cli, nano: Path, tmp_path: Path) -> None:
+    args = ("adapt", "--camera", SCENE, "--fast", "--limit", 3, "-o", tmp_path / "run", "--model")
+    assert run_cli(*args, MODEL).code == 0
+    ran = run_cli(*args, nano)
+    assert ran.code == 1
+    assert "holds generations of another source" in ran.err
+
+
+def test_camera_that_does_not_open_is_exit_1_and_leaves_nothing(run_cli, tmp_path: Path) -> None:
+    ran = run_cli("adapt", "--camera", "/dev/video99", "--model", MODEL, "-o", tmp_path / "run")
+    assert ran.code == 1
+    assert "camera /dev/video99 does not open" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_ends_the_service_with_0(number: signal.Signals, tmp_path: Path) -> None:
+    endless = "scene:dusk?frames=100000&fps=20&seed=5"
+    words = ["adapt", "--camera", endless, "--json", "--model", str(MODEL), "-o", str(tmp_path / "run")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_sfda", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:  # it is at work
+            if json.loads(line)["event"] == "sound frames":
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["event"] == "stopped"
+    assert _events(tmp_path / "run")[-1]["event"] == "stopped"
