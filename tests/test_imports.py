@@ -29,7 +29,18 @@ ROWS = (
 ROW = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
 FACE = "__init__"  # of the package: loads names from anywhere on first use, so it has no row and may not be imported
 
-TORCH_FREE_ROOMS = ("__init__", "errors", "files", "manifest", "config", "profile", "metrics", "checkpoint", "data", "report")
+TORCH_FREE_ROOMS = (
+    "__init__",
+    "errors",
+    "files",
+    "manifest",
+    "config",
+    "profile",
+    "metrics",
+    "checkpoint",
+    "data",
+    "report",
+)
 TORCH_FREE_FILES = tuple(  # of rooms where others need it
     f"runtime/{name}.py"
     for name in (

@@ -101,9 +101,10 @@ def test_int8_model_is_symmetric_with_first_layers_and_classifier_in_float(expor
     assert pairs
     assert all(not np.any(values[node.input[2]]) for node in pairs)
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
-    plain = [node for node in convolutions if made[node.input[0]].op_type != "DequantizeLinear"]
-    assert plain[:5] == convolutions[:5]  # stem, first block, and the second block's way to stride 4
-    assert [list(node.output) for node in plain[5:]] == [["logits"]]
+    plain = [node for node in convolutions if made.get(node.input[1], node).op_type != "DequantizeLinear"]
+    first = [node.name for node in exported().graph.node if node.op_type == "Conv"][:11]  # input finer than stride 8
+    assert sorted(node.name for node in plain if "logits" not in node.output) == sorted(first)
+    assert len(plain) == 12
     assert len({values[made[node.input[1]].input[1]].size for node in convolutions if node not in plain} - {1}) > 1
 
 
@@ -149,7 +150,8 @@ def test_other_frames_are_resized_in_the_graph(make_small, noise) -> None:
     image = noise(150, 200)
     mask = _run(model, image[None])["mask"][0]
     graph = FrameGraph(net, manifest.preprocessing, frame_size=(150, 200))
-    assert (mask == graph(torch.from_numpy(image)[None])[0][0].numpy()).mean() > 0.9999
+    # the resize rounds to whole numbers: a sum in another order may fall on the other side of a half
+    assert (mask == graph(torch.from_numpy(image)[None])[0][0].numpy()).mean() > 0.999
     # 150 rows are more than three times 48: windows on whole pixels against OpenCV's fractions of them
     assert (mask == Predictor(net, manifest)(image)[0]).mean() > 0.93
 
