@@ -384,7 +384,7 @@ class WatchConfig:
     flat: float = 1.0  # standard deviation under which it shows nothing
     frozen: int = 3  # equal frames in a row from which the camera counts as frozen; noise makes equal ones impossible
     adopt: int = 30  # frames of another size in a row after which that size is the camera's
-    silence_s: float = 5.0  # without a frame before the camera is opened anew
+    silence_s: float = 5.0  # without a frame, or without a sound one, before the camera is opened anew
     back_off_s: tuple[float, float] = (0.5, 30.0)  # first and longest wait between two tries, doubled in between
 
     def __post_init__(self) -> None:

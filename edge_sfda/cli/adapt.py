@@ -16,6 +16,7 @@ from edge_sfda.errors import UsageError
 if TYPE_CHECKING:
     from edge_sfda.adapt.session import Slice, Watch
     from edge_sfda.config import AdaptConfig
+    from edge_sfda.data.camera_options import CameraOptions
     from edge_sfda.report.run_folder import RunFolder
 
 BUILT_IN_MODEL = Path(__file__).parent.parent / "assets" / "scene_day_nano.safetensors"
@@ -90,6 +91,22 @@ def adapt(
     fast: Annotated[
         bool, typer.Option("--fast", help="Of --camera: take a recording as fast as it goes, not at its own rate.")
     ] = False,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Of a V4L2 camera, with --height.", show_default=False)
+    ] = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="Of a V4L2 camera, with --width.", show_default=False)
+    ] = None,
+    fps: Annotated[float | None, typer.Option(help="Of a V4L2 camera.", show_default=False)] = None,
+    fourcc: Annotated[
+        str | None, typer.Option(help="Pixel format of a V4L2 camera, such as MJPG or YUYV.", show_default=False)
+    ] = None,
+    exposure: Annotated[
+        float | None, typer.Option(help="Of a V4L2 camera, fixed, in milliseconds.", show_default=False)
+    ] = None,
+    lock_exposure: Annotated[
+        bool, typer.Option("--lock-exposure", help="Of a V4L2 camera: hold what it has found over the first frames.")
+    ] = False,
     device: options.Device = "auto",
     net: options.Net = None,
     as_json: options.Json = False,
@@ -102,6 +119,7 @@ def adapt(
     from edge_sfda.adapt.session import Keep, Session
     from edge_sfda.config import to_toml
     from edge_sfda.data.bags import with_topic
+    from edge_sfda.data.camera_options import CameraOptions
     from edge_sfda.data.labels import labels_of
     from edge_sfda.data.sources import open_source
     from edge_sfda.nets import load
@@ -110,6 +128,9 @@ def adapt(
 
     spec, live = _source(camera, frames, video, model)
     spec = with_topic(spec, topic)
+    asked = CameraOptions(
+        width=width, height=height, fps=fps, fourcc=fourcc, exposure_ms=exposure, lock_exposure=lock_exposure
+    )
     if live and not online:
         _serve(
             spec,
@@ -122,6 +143,7 @@ def adapt(
             minutes=minutes,
             limit=limit,
             probes=probes,
+            camera=asked,
             fast=fast,
             device=device,
             net=net,
@@ -139,7 +161,7 @@ def adapt(
     path = model or BUILT_IN_MODEL
     network, manifest = load(path, allow=net, device=options.resolve_device(device))
     measured = labels_of(spec, labels, classes, manifest.classes)
-    with open_source(spec) as source:
+    with open_source(spec, camera=asked) as source:
         total = min((n for n in (source.len_hint, limit) if n is not None), default=None)
         learn, measure = _parts(spec, total, limit, hold_out)
         session = Session(network, manifest, settings, labels=measured)
@@ -173,6 +195,7 @@ def _serve(
     minutes: float | None,
     limit: int | None,
     probes: str | None,
+    camera: CameraOptions,
     fast: bool,
     device: str,
     net: str | None,
@@ -213,6 +236,7 @@ def _serve(
             minutes=minutes,
             limit=limit,
             probes=probes,
+            camera=camera,
             fast=fast,
             as_json=as_json,
         )

@@ -15,6 +15,7 @@ from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_sfda.config import AdaptConfig, LiveConfig
+    from edge_sfda.data.camera_options import CameraOptions
     from edge_sfda.data.frames import FrameSource
     from edge_sfda.live.loop import Loop
     from edge_sfda.live.service import ServiceManager
@@ -43,6 +44,7 @@ class Service:
         minutes: after which it stops; None goes on for ever.
         limit: of frames.
         probes: folder of labelled probes, or None.
+        camera: what is asked of a V4L2 camera.
         fast: take a recording as fast as it goes, every frame; else at its own rate, as a camera would give it.
         as_json: print events as JSON lines.
     """
@@ -58,6 +60,7 @@ class Service:
     minutes: float | None
     limit: int | None
     probes: str | None
+    camera: CameraOptions
     fast: bool
     as_json: bool
 
@@ -81,7 +84,7 @@ def serve(service: Service) -> None:
     pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
 
     def opener() -> FrameSource:
-        return open_source(service.source)
+        return open_source(service.source, camera=service.camera, limit_s=config.watch.silence_s)
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())

@@ -20,6 +20,8 @@ class Capture(Protocol):
 
     def get(self, propId: int) -> float: ...
 
+    def set(self, propId: int, value: float) -> bool: ...
+
     def release(self) -> None: ...
 
 
@@ -48,9 +50,19 @@ def quiet() -> Iterator[None]:
                 cv2.utils.logging.setLogLevel(_level_before)
 
 
-def open_quietly(source: int | str) -> Capture:
-    """Open a camera number, device, file or address with OpenCV; failing to open shows in `isOpened`, not on stderr."""
+def open_quietly(source: int | str, *, api: int = cv2.CAP_ANY, limit_s: float | None = None) -> Capture:
+    """Open a camera number, device, file, address or pipeline with OpenCV; failing shows in `isOpened`, not on stderr.
+
+    Args:
+        source: what to open.
+        api: OpenCV's back end, such as `cv2.CAP_V4L2`; any that can.
+        limit_s: of an address: longest wait for the connection, and then for each frame; FFmpeg's own is 30 s.
+    """
     # FFmpeg's own log does not pass through OpenCV's; it reads its level once, at the first capture of the process.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     with quiet():
-        return cast(Capture, cv2.VideoCapture(source))
+        if limit_s is not None and cv2.videoio_registry.hasBackend(cv2.CAP_FFMPEG):
+            limit_ms = max(1, round(1000 * limit_s))
+            limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, limit_ms, cv2.CAP_PROP_READ_TIMEOUT_MSEC, limit_ms]
+            return cast(Capture, cv2.VideoCapture(str(source), cv2.CAP_FFMPEG, limits))
+        return cast(Capture, cv2.VideoCapture(source, api))

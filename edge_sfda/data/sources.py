@@ -13,12 +13,23 @@ import cv2
 
 from edge_sfda.data import bags
 from edge_sfda.data.camera import CameraSource, is_camera
+from edge_sfda.data.camera_options import CameraOptions
 from edge_sfda.data.capture import Capture, open_quietly, quiet
 from edge_sfda.data.frames import U8, Frame, FrameSource, check_frame, read_image
+from edge_sfda.data.pace import PacedSource
 from edge_sfda.data.scene_spec import PREFIX, SceneSpec
 from edge_sfda.errors import FrameError, SourceError, UsageError
 
-__all__ = ["CameraSource", "FolderSource", "FrameSource", "SceneSource", "VideoSource", "open_source"]
+__all__ = [
+    "CameraOptions",
+    "CameraSource",
+    "FolderSource",
+    "FrameSource",
+    "PacedSource",
+    "SceneSource",
+    "VideoSource",
+    "open_source",
+]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -163,22 +174,37 @@ class SceneSource(FrameSource):
         self._next = self.spec.frames
 
 
-def open_source(spec: str) -> FrameSource:
+def open_source(
+    spec: str, *, camera: CameraOptions | None = None, limit_s: float = 10.0, realtime: bool = False
+) -> FrameSource:
     """Open what `spec` names.
 
     `scene:DOMAIN[?options]`; a folder of pictures; a picture file; a video file; a ROS bag, with `?topic=/NAME` where
-    it has images on several; a camera as `/dev/videoN`, a number, or an rtsp, http or other URL. A number is a camera
-    even where a folder has that name: write ./0 for the folder.
+    it has images on several; a camera as `/dev/videoN`, a number, an rtsp, http or other URL, or a GStreamer pipeline,
+    `ELEMENT ! ELEMENT ! ...`. A number is a camera even where a folder has that name: write ./0 for the folder.
+
+    Args:
+        spec: see above.
+        camera: what is asked of a V4L2 camera.
+        limit_s: of a camera: longest wait for its first frame, and then for each next one.
+        realtime: give the frames of a recording at their own rate instead of as fast as they are taken.
 
     Raises:
         SourceError: it does not exist, does not open, or holds no frame.
-        UsageError: a scene's text cannot be read.
+        UsageError: a scene's text cannot be read, or options of a camera for what is none.
         FrameError: the picture file cannot be read.
     """
+    if not spec.startswith(PREFIX) and is_camera(spec):
+        return CameraSource(spec, options=camera, limit_s=limit_s)  # as fast as it comes is its own rate
+    if camera is not None and camera.given:
+        raise UsageError(f"{spec} is no camera, so it takes none of a camera's options; leave them out")
+    source = _open_recording(spec)
+    return PacedSource(source) if realtime else source
+
+
+def _open_recording(spec: str) -> FrameSource:
     if spec.startswith(PREFIX):
         return SceneSource(spec)
-    if is_camera(spec):
-        return CameraSource(spec)
     if bags.is_bag(spec):
         return bags.BagSource(*bags.split(spec))
     path = Path(spec)
@@ -187,7 +213,7 @@ def open_source(spec: str) -> FrameSource:
     if not path.exists():
         raise SourceError(
             f"nothing at {spec!r}; expected a folder of pictures, a picture, a video, /dev/videoN, a camera number, "
-            "a ROS bag, an rtsp:// or http:// address, or scene:dusk"
+            "a ROS bag, an rtsp:// or http:// address, a GStreamer pipeline, or scene:dusk"
         )
     if path.suffix.lower() in IMAGE_SUFFIXES:
         read_image(path)  # known to be readable before work starts, as for a video

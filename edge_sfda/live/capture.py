@@ -10,7 +10,8 @@ from enum import Enum
 
 from edge_sfda.config import WatchConfig
 from edge_sfda.data.frames import Frame, FrameSource
-from edge_sfda.errors import DataError
+from edge_sfda.data.pace import PacedSource
+from edge_sfda.errors import DataError, SourceError
 from edge_sfda.live.watch import Fault, Watch
 
 _JOIN_S = 2.0  # that closing waits for a read that hangs in a driver; the thread is a daemon
@@ -84,9 +85,10 @@ class Capture:
         self._closing = threading.Event()
         self._ended = False
         self._failure: DataError | None = None
-        self._frames = self._dropped = self._opened = 0
+        self._frames = self._sound = self._dropped = self._opened = 0
         self._trouble = ""
         self._source: FrameSource | None = self._open()
+        self._sound_at = clock()
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
 
@@ -126,7 +128,7 @@ class Capture:
     def _run(self) -> None:
         wait_s = self.config.back_off_s[0]
         while not self._closing.is_set():
-            before = self._frames
+            before = self._sound
             try:
                 source = self._source or self._open()
                 self._source = None
@@ -140,7 +142,7 @@ class Capture:
                     self._failure = error
                     break
                 self._tell(str(error))
-            wait_s = self.config.back_off_s[0] if self._frames > before else min(2 * wait_s, self.config.back_off_s[1])
+            wait_s = self.config.back_off_s[0] if self._sound > before else min(2 * wait_s, self.config.back_off_s[1])
             self._closing.wait(wait_s)
         with self._changed:
             self._ended = True
@@ -148,15 +150,14 @@ class Capture:
 
     def _open(self) -> FrameSource:
         self._opened += 1
-        return self._opener()
+        source = self._opener()
+        return PacedSource(source, clock=self._clock, wait=self._closing.wait) if self.pace is Pace.NATIVE else source
 
     def _pump(self, source: FrameSource) -> None:
-        begun: float | None = None
+        self._sound_at = self._clock()
         for frame in source:
             fault = self._watch.judge(frame.image)
-            if self.pace is Pace.NATIVE:
-                begun = self._clock() - frame.captured_at if begun is None else begun
-                self._closing.wait(max(0.0, begun + frame.captured_at - self._clock()))
+            self._check_soundness(fault)
             with self._changed:
                 if self.pace is Pace.FAST:
                     self._changed.wait_for(lambda: self._newest is None or self._closing.is_set())
@@ -167,6 +168,15 @@ class Capture:
                 self._newest = Seen(frame, fault)
                 self._trouble = ""
                 self._changed.notify_all()
+
+    def _check_soundness(self, fault: Fault | None) -> None:
+        """Raise SourceError where a camera has given nothing sound for too long: unplugged ones repeat or go black."""
+        now = self._clock()
+        if fault is None:
+            self._sound += 1
+            self._sound_at = now
+        elif self.pace is Pace.LIVE and now - self._sound_at > self.config.silence_s:
+            raise SourceError(f"its frames are {fault.value} for more than {self.config.silence_s:g} s")
 
     def _tell(self, trouble: str) -> None:
         with self._changed:

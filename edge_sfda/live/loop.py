@@ -37,6 +37,7 @@ MODEL = "model.onnx"  # of a generation
 
 _TAKE_S = 0.1  # that the loop waits for a frame before it looks after the rest
 _LATENCIES = 512
+_SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
 _NAN = float("nan")
 
 
@@ -106,6 +107,8 @@ class Loop:
         self._detail = "learning is off" if config.mode == "off" else "looking at the first frames"
         self._step = Step(0, 0, _NAN, _NAN, 0.0)
         self._retries = self._restarts = 0
+        self._held = ""  # why the budget lets a burst under way wait
+        self._sense_at = 0.0
         self._candidate: Judged | None = None
         self._generation = generations.newest()
         self._latest: Latest | None = None
@@ -287,7 +290,7 @@ class Loop:
             self._set(Phase.WATCHING, f"no burst: {error}")
 
     def _begin(self, job: Job) -> None:
-        self._job = job
+        self._job, self._held = job, ""
         self._worker = self._make_worker(job)
         self._set(Phase.ADAPTING, f"on {len(job.frames)} frames, judged on {len(job.probes)}")
         with self._lock:
@@ -327,10 +330,23 @@ class Loop:
                 self._end_worker()
                 self._on_judged(message) if isinstance(message, Judged) else self._on_failed(message)
                 return
+        self._hold_within_budget(worker)
         if not alive:
             self._again(f"the worker died with code {worker.exit_code}")
-        elif worker.silent_s() > self.config.hang_s and self._phase is Phase.ADAPTING:
+        elif worker.silent_s() > self.config.hang_s and self._phase is Phase.ADAPTING and not self._held:
             self._again(f"the worker said nothing for {worker.silent_s():.0f} s")
+
+    def _hold_within_budget(self, worker: Worker) -> None:
+        """Let a burst under way wait after its step while heat, memory or time spent are above their bounds."""
+        now = self._clock()
+        if self._phase is not Phase.ADAPTING or now < self._sense_at:
+            return
+        self._sense_at = now + _SENSE_S
+        refusal = self.budget.refusal()
+        if bool(refusal) != bool(self._held):
+            worker.pause(bool(refusal))
+            self.events.tell("held", why=refusal) if refusal else self.events.tell("released")
+        self._held = refusal
 
     def _again(self, why: str) -> None:
         self._end_worker()
@@ -442,7 +458,7 @@ class Loop:
     def _resume(self) -> None:
         if self._phase is not Phase.PAUSED:
             return
-        if self._worker is not None:
+        if self._worker is not None and not self._held:
             self._worker.pause(False)
         self._set(self._before_pause, "going on")
 

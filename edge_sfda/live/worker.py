@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,9 +123,15 @@ class Worker:
         self._mine, theirs = context.Pipe()
         self._clock = clock
         self._heard_at = clock()
-        self._process = context.Process(target=target or work, args=(theirs, job), name="adaptation", daemon=True)
+        self._process = context.Process(target=_enter, args=(theirs, target or work), name="adaptation", daemon=True)
         self._process.start()
         theirs.close()
+        # The job is megabytes, which a pipe takes only when the process reads them, seconds later: a thread waits for
+        # that, where the loop would give no masks meanwhile.
+        self._to_send: queue.SimpleQueue[Job | bool | None] = queue.SimpleQueue()
+        self._to_send.put(job)
+        self._sender = threading.Thread(target=self._send, name="adaptation orders", daemon=True)
+        self._sender.start()
 
     @property
     def pid(self) -> int | None:
@@ -143,10 +152,8 @@ class Worker:
 
     def pause(self, wanted: bool) -> None:
         """Let it wait after its step, or go on."""
-        try:
-            self._mine.send(wanted)
-        except OSError:  # it is dead; the loop will see
-            return
+        self._heard_at = self._clock()  # its silence while it waited is no hanging
+        self._to_send.put(wanted)
 
     @property
     def alive(self) -> bool:
@@ -166,22 +173,38 @@ class Worker:
         """End the process now; what it was writing is written to the end or not there."""
         self._process.kill()
         self._process.join(timeout=5)
+        self._to_send.put(None)
+        self._sender.join(timeout=5)
         self._mine.close()
+
+    def _send(self) -> None:
+        while (order := self._to_send.get()) is not None:
+            try:
+                self._mine.send(order)
+            except OSError:  # it is dead; the loop will see
+                return
+
+
+def _enter(connection: Any, target: Callable[[Any, Job], None]) -> None:
+    """Wait for the job, then do it; the entry of the process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the loop ends this one
+    try:
+        job = connection.recv()
+    except EOFError:  # whoever began it is gone
+        return
+    target(connection, job)
 
 
 def work(connection: Any, job: Job) -> None:
     """Run a job and tell of it; the body of the process."""
-    import signal
-
     from edge_sfda.errors import EdgeSfdaError
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the loop ends this one
     os.nice(_NICENESS)
     try:
         connection.send(_Burst(connection, job).run())
     except EdgeSfdaError as error:
         connection.send(Failed(str(error)))
-    except OSError:  # the pipe is gone, and with it whoever would listen
+    except (OSError, EOFError):  # the pipe is gone, and with it whoever would listen
         return
 
 

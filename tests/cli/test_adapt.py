@@ -134,12 +134,12 @@ def test_each_method_runs(run_cli, nano: Path, quick: Path, tmp_path: Path, meth
 def test_settings_of_the_method_lie_under_the_file_and_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('method = "tent"\nseed = 4\n[burst]\nbatch = 3\n')
-    settings = adapt._settings(path, None, None, 7)
+    settings = adapt._settings(path, None, None, None, 7)
     assert (settings.method, settings.seed) == ("tent", 4)
     assert (settings.burst.batch, settings.burst.steps) == (3, 7)
     assert settings.burst.rate == config.preset("tent").burst.rate
-    assert adapt._settings(path, "bn", 5, None).method == "bn"
-    assert adapt._settings(path, "bn", 5, None).seed == 5
+    assert adapt._settings(path, None, "bn", 5, None).method == "bn"
+    assert adapt._settings(path, None, "bn", 5, None).seed == 5
 
 
 class _Interrupted(SceneSource):
@@ -152,7 +152,7 @@ class _Interrupted(SceneSource):
 
 
 def test_interrupt_of_a_stream_keeps_what_was_learned(run_cli, nano, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sources, "open_source", lambda spec: _Interrupted(spec))
+    monkeypatch.setattr(sources, "open_source", lambda spec, **options: _Interrupted(spec))
     before = signal.getsignal(signal.SIGINT)  # ignored, where a shell put this process into the background
     ran = run_cli("adapt", "--camera", SCENE, "--online", "--model", nano, "-o", tmp_path / "run", "--json")
     assert ran.code == 130
@@ -198,7 +198,7 @@ class _Unplugged(SceneSource):
 
 
 def test_camera_that_goes_away_is_exit_1_and_keeps_what_was_learned(run_cli, nano, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(sources, "open_source", lambda spec: _Unplugged(spec))
+    monkeypatch.setattr(sources, "open_source", lambda spec, **options: _Unplugged(spec))
     ran = run_cli("adapt", "--camera", SCENE, "--online", "--model", nano, "-o", tmp_path / "run")
     assert ran.code == 1
     assert ran.err == "error: the camera is gone; plug it in again\n"

@@ -92,3 +92,21 @@ def test_signal_ends_the_service_with_0(number: signal.Signals, tmp_path: Path) 
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["event"] == "stopped"
     assert _events(tmp_path / "run")[-1]["event"] == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (("--width", "640"), "needs width and height"),
+        (("--fourcc", "JPEG2"), "must have four characters"),
+        (("--exposure", "5", "--lock-exposure"), "give one of them"),
+        (("--fps", "30"), "is no camera"),
+    ],
+)
+def test_camera_options_that_make_no_sense_are_usage_errors(
+    run_cli, tmp_path: Path, asked: tuple[str, ...], message: str
+) -> None:
+    ran = run_cli("adapt", "--camera", SCENE, *asked, "--model", MODEL, "-o", tmp_path / "run")
+    assert ran.code == 2
+    assert message in " ".join(ran.err.split())
+    assert not (tmp_path / "run").exists()

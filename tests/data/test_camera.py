@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 
+import cv2
 import numpy as np
 import pytest
 
@@ -31,6 +32,9 @@ class FakeCamera:
 
     def get(self, propId: int) -> float:
         return 25.0
+
+    def set(self, propId: int, value: float) -> bool:
+        raise AssertionError("nothing was asked of the camera")
 
     def release(self) -> None:
         self.released.set()
@@ -70,6 +74,8 @@ def _opened(camera: FakeCamera, **options: float) -> CameraSource:
         ("/dev/video3", True),
         ("rtsp://cam/1", True),
         ("http://cam/feed.mjpg", True),
+        ("nvarguscamerasrc ! nvvidconv ! appsink", True),
+        ("what a drive!.mp4", False),
         ("frames", False),
         ("./0", False),
         ("/dev/video", False),
@@ -152,3 +158,28 @@ def test_missing_device_leaves_stderr_to_our_message(capfd: pytest.CaptureFixtur
     with pytest.raises(SourceError, match="/dev/video98 does not open"):
         CameraSource("/dev/video98")
     assert capfd.readouterr().err == ""
+
+
+def test_pipeline_gets_an_appsink_where_it_names_none() -> None:
+    bare, whole = "videotestsrc ! videoconvert", "videotestsrc ! appsink"
+    for pipeline in (bare, whole):
+        camera = FakeCamera(opens=False)
+        with pytest.raises(SourceError, match="tried OpenCV on GStreamer"):
+            CameraSource(pipeline, opener=camera)
+        (asked,) = camera.asked
+        assert str(asked).startswith(pipeline)
+        assert str(asked).count("appsink") == 1
+
+
+def test_pipeline_without_gstreamer_says_which_opencv_has_it() -> None:
+    if cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        pytest.skip("this OpenCV has GStreamer; pip's has not")
+    with pytest.raises(SourceError, match="built without GStreamer, as pip's is: use the system's"):
+        CameraSource("videotestsrc ! videoconvert")
+
+
+def test_pipeline_gives_frames_where_opencv_has_gstreamer() -> None:
+    if not cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER):
+        pytest.skip("needs an OpenCV with GStreamer, such as the system's; pip's has none")
+    with CameraSource("videotestsrc is-live=true ! video/x-raw,width=160,height=120") as source:
+        assert next(source).image.shape == (120, 160, 3)

@@ -162,3 +162,35 @@ def test_closing_releases_the_source(capture: Callable[..., Capture]) -> None:
     _take(made)
     made.close()
     assert source.closed.wait(10)
+
+
+class Ticks:
+    """A clock that goes on by a second whenever it is looked at."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+@pytest.mark.parametrize("value", [0, 90])  # black, and the same grey picture for ever
+def test_camera_that_gives_nothing_sound_is_opened_anew(value: int) -> None:
+    dead = Script(*(Frame(np.full((16, 16, 3), value, np.uint8), seq, 0.0) for seq in range(50)))
+    over = threading.Event()
+    alive = Script(_frame(7), over)
+    sources: list[FrameSource] = [dead, alive]
+    config = WatchConfig(silence_s=10.0, back_off_s=(0.001, 0.002))
+    made = Capture(lambda: sources.pop(0), config, pace=Pace.LIVE, clock=Ticks())
+    try:
+        assert dead.closed.wait(10)
+        assert len(list(dead.script)) > 30, "it waited for longer than it was told to"
+        while (seen := made.take(10)) is not None and seen.fault is not None:
+            pass
+        assert seen is not None
+        assert seen.frame.seq == 7
+        assert made.status().opened == 2
+    finally:
+        over.set()
+        made.close()

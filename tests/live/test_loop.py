@@ -14,6 +14,7 @@ import torch
 from edge_sfda import checkpoint
 from edge_sfda.config import GateConfig
 from edge_sfda.files import write_atomic
+from edge_sfda.live.capture import CaptureStatus
 from edge_sfda.live.loop import Loop
 from edge_sfda.live.status import Latest, Phase
 from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Step
@@ -292,3 +293,65 @@ def test_status_counts_what_happened(make_loop: Make) -> None:
     latest = run.loop.latest()
     assert latest is not None
     assert (latest.frame.seq, latest.mask.shape) == (59, (192, 256))
+
+
+class Scarce:
+    """A budget that refuses at the turns it is told to; learning may begin whatever it says."""
+
+    def __init__(self, answers: list[str]) -> None:
+        self.answers = answers
+
+    def refusal(self) -> str:
+        return self.answers.pop(0) if self.answers else ""
+
+    def spend(self, seconds: float) -> None: ...
+
+    def spent_s(self) -> float:
+        return 0.0
+
+
+def test_burst_under_way_waits_while_the_budget_is_spent(make_loop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sfda.live.loop._SENSE_S", 0.0)
+    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01)] * 200)
+    run = make_loop(worker=fakes, gate=GATE)
+    run.loop.budget = Scarce(["", "", "90 °C", "90 °C", ""])
+    _run(run)
+    assert fakes.made[0].paused == [True, False]
+    assert [k for k in run.kinds() if k in ("held", "released")] == ["held", "released"]
+    assert next(event for event in run.told if event["event"] == "held")["why"] == "90 °C"
+
+
+def test_hold_is_no_hanging(make_loop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sfda.live.loop._SENSE_S", 0.0)
+    fakes = Fakes([1e6] * 200)
+    run = make_loop(worker=fakes, gate=GATE)
+    run.loop.budget = Scarce(["", *["90 °C"] * 200])
+    _run(run)
+    assert "worker lost" not in run.kinds()
+
+
+def test_loop_stops_while_no_frame_comes(make_loop: Make) -> None:
+    run = make_loop()
+    run.loop.capture = Gone()
+    turns: list[int] = []
+
+    def turn() -> None:
+        turns.append(1)
+        if len(turns) == 3:
+            run.loop.stop()
+
+    run.loop.run(on_turn=turn)
+    assert len(turns) == 3
+    assert run.kinds()[-1] == "stopped"
+
+
+class Gone:
+    """A camera that is away."""
+
+    ended = False
+
+    def take(self, timeout_s: float) -> None:
+        return None
+
+    def status(self) -> CaptureStatus:
+        return CaptureStatus(0, 0, 1, "unplugged", {})

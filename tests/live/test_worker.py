@@ -132,3 +132,25 @@ def test_worker_gives_way_waits_when_told_and_dies_when_killed(make_job: MakeJob
         assert worker.exit_code == -signal.SIGKILL
     finally:
         worker.stop()
+
+
+def test_begin_pause_and_stop_wait_for_no_process_that_reads_nothing(make_job: MakeJob) -> None:
+    worker = Worker(make_job(frames=np.zeros((64, 3, 512, 512), np.uint8)))  # far more than a pipe holds
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+    assert worker._sender.is_alive(), "the job was read before the loop got on"
+    worker.pause(True)
+    worker.pause(False)
+    worker.stop()
+    assert not worker.alive
+    assert not worker._sender.is_alive()
+
+
+def test_process_ends_by_itself_when_the_loop_is_gone(make_job: MakeJob, capfd: pytest.CaptureFixture[str]) -> None:
+    worker = Worker(make_job(adapt=from_dict({**SHORT, "burst": {"steps": 10_000, "batch": 2}})))
+    _hear(worker, lambda message: isinstance(message, Step))
+    worker._mine.close()
+    worker._process.join(60)
+    assert worker.exit_code == 0
+    assert "Traceback" not in capfd.readouterr().err
+    worker.stop()
