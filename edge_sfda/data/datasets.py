@@ -359,6 +359,8 @@ def _open(path: str, classes: str | None, default: Classes | None) -> LabelledSe
 
 def _open_sequence(sequence: Path, classes: str | None, default: Classes | None) -> FileSet:
     pairs = layouts.pair_up(sequence)
+    if classes == "gta5":
+        pairs = layouts.of_one_size(pairs)
     places = [sequence, sequence.resolve().parent]
     return FileSet(pairs, _class_map(classes, places, _places(default), [pair.label for pair in pairs]))
 

@@ -3,18 +3,22 @@
     SEQUENCE/images/NAME.jpg + SEQUENCE/labels/NAME.png     as CamVid by sequence, and as GTA5
     two trees of one shape                                  as Cityscapes, ACDC, SYNTHIA, NTHU: see `trees`
 
-Folders are listed; no file is opened.
+Folders are listed; no file is opened but by `of_one_size`.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from edge_sfda.data import trees
+from edge_sfda.data.frames import png_size
 from edge_sfda.data.sources import IMAGE_SUFFIXES, FolderSource
 from edge_sfda.errors import FrameError, LabelError, UsageError
+
+_log = logging.getLogger(__name__)
 
 LABEL_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")  # lossless ones: JPEG invents ids
 
@@ -95,6 +99,19 @@ def pair_up_tree(copy: trees.Copy, wanted: Collection[str] | None = None) -> tup
     raise LabelError(
         f"{len(missing)} of {len(copy.images)} images have no label; the first one missing is {missing[0]}"
     )
+
+
+def of_one_size(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs without those whose PNGs differ in size, by their headers; a warning counts them.
+
+    For GTA5, which was published with a few of them.
+    """
+    odd = [pair for pair in pairs if png_size(pair.image) != png_size(pair.label)]
+    if odd:
+        what = "%d of %d pairs are left out, since image and label differ in size; the first is %s"
+        _log.warning(what, len(odd), len(pairs), odd[0].name)
+    left_out = {pair.name for pair in odd}
+    return [pair for pair in pairs if pair.name not in left_out]
 
 
 def label_files(folder: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, Path], str | None]:
