@@ -4,13 +4,14 @@
 
 Chen et al. 2017 (arXiv:1606.00915): ResNet-101 with the stride of its last two stages replaced by dilation (output
 stride 8), and the sum of four dilated convolutions as classifier. Layers are named and shaped as in the weights that
-the adaptation papers publish: `conv1`, `bn1`, `layer1` to `layer4`, then `layer6.conv2d_list.N` (`layer5` where there is
-one classifier alone). Plain torch; `import_deeplabv2.py` turns such weights into a checkpoint.
+the adaptation papers publish: `conv1`, `bn1`, `layer1` to `layer4`, then `layer6.conv2d_list.N` (`layer5` where it is
+the only classifier). Plain torch; `import_deeplabv2.py` turns such weights into a checkpoint.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 RESNET_101 = (3, 4, 23, 3)
@@ -88,7 +89,7 @@ class DeepLabV2(nn.Module):
             raise ValueError(f"branches {branches} must lie in 1..4, and classes, width and four blocks be positive")
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        # rounds up, as Caffe does: an input of 512x1024 gives logits of 65x129
+        # rounds up, as Caffe does: an input of 512x1024 comes to a grid of 65x129, corner to corner
         self.pool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
         channels = width
         for stage, (count, stride, dilation) in enumerate(zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)):
@@ -102,12 +103,14 @@ class DeepLabV2(nn.Module):
         self.layer6 = DilatedClassifier(channels, classes, branches=branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits [B, C, h, w] of normalised RGB `x` [B, 3, H, W]; h, w an eighth of H, W plus one."""
+        """Return logits [B, C, h, w] of normalised RGB `x` [B, 3, H, W]; h, w an eighth of H, W, rounded up."""
         y = self.pool(torch.relu(self.bn1(self.conv1(x))))
         for stage in range(1, 5):
             y = getattr(self, f"layer{stage}")(y)
         logits: Tensor = self.layer6(y)
-        return logits
+        # a cell's middle lies on pixel 8i then; the mean of two neighbours' on 8i + 4, as the grid of an eighth has it
+        over = [int(cells > -(-pixels // 8)) for cells, pixels in zip(logits.shape[-2:], x.shape[-2:], strict=True)]
+        return F.avg_pool2d(logits, (1 + over[0], 1 + over[1]), stride=1)
 
 
 def deeplabv2(classes: int = 19, width: int = 64, blocks: tuple[int, ...] = RESNET_101, branches: int = 4) -> DeepLabV2:

@@ -2,13 +2,13 @@
 
     python benchmarks/import_deeplabv2.py gta5_source.pth -o source.safetensors --classes cityscapes --bgr
 
-The file is read with `weights_only=True`: tensors alone, no code. Wrappers around the state dict (`state_dict`, ...) and
-prefixes (`module.`, `Scale.`, ...) are taken off; an auxiliary classifier on `layer3` is left out. Whatever else does not
-fit is an error that names it.
+The file is read with `weights_only=True`: tensors alone, no code. Wrappers around the state dict (`state_dict`, ...)
+and prefixes (`module.`, `Scale.`, ...) are taken off; an auxiliary classifier on `layer3` is left out. Whatever else
+does not fit is an error that names it.
 
 --bgr is for weights that want BGR of 0..255 minus Caffe's mean (AdaptSegNet and what descends from it): the channels of
-the first layer are turned round and the checkpoint's normalisation does the rest. Without it: RGB of 0..1 with ImageNet's
-mean and deviation.
+the first layer are turned round and the checkpoint's normalisation does the rest. Without it: RGB of 0..1 with
+ImageNet's mean and deviation.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise CheckpointError(
-            f"{path} is not a file of tensors alone ({str(error).splitlines()[0]}); load it where it was made and save "
-            "its state_dict() by itself"
+            f"{path} is not a file of tensors alone ({(str(error).splitlines() or [type(error).__name__])[0]}); load it "
+            "where it was made and save its state_dict() by itself"
         ) from error
     while isinstance(raw, Mapping) and (inner := next((raw[key] for key in _WRAPPERS if key in raw), None)) is not None:
         raw = inner

@@ -21,12 +21,16 @@ def test_resnet_101_has_the_published_layers_and_size() -> None:
     assert sum(p.numel() for n, p in net.named_parameters() if not n.startswith("layer6")) == 42_500_160
 
 
-@pytest.mark.parametrize(("size", "logits"), [((64, 64), (9, 9)), ((65, 97), (9, 13)), ((128, 256), (17, 33))])
-def test_logits_have_an_eighth_of_the_size_rounded_up_as_caffe_does(
-    size: tuple[int, int], logits: tuple[int, int]
-) -> None:
-    out = deeplabv2(5, **TINY)(torch.zeros(1, 3, *size))
-    assert out.shape == (1, 5, *logits)
+@pytest.mark.parametrize(("size", "logits"), [((64, 64), (8, 8)), ((65, 97), (9, 13)), ((127, 256), (16, 32))])
+def test_logits_have_an_eighth_of_the_size_rounded_up(size: tuple[int, int], logits: tuple[int, int]) -> None:
+    assert deeplabv2(5, **TINY)(torch.zeros(1, 3, *size)).shape == (1, 5, *logits)
+
+
+def test_cell_of_the_logits_answers_to_the_middle_of_its_pixels() -> None:
+    # the grid inside has its corners on the frame's: a ramp over it must come out as a ramp over eighths
+    net = deeplabv2(1, **TINY)
+    net.layer6.forward = lambda y: 8 * torch.arange(9.0).expand(1, 1, 9, 9)  # type: ignore[method-assign]
+    assert net(torch.zeros(1, 3, 64, 64))[0, 0, 3].tolist() == [8 * i + 4 for i in range(8)]
 
 
 def test_last_stages_see_further_by_dilation() -> None:

@@ -19,8 +19,8 @@ from edge_sfda.data.datasets import (
     open_dataset,
 )
 from edge_sfda.data.scene import SCENE_CLASSES
-from edge_sfda.data.street_classes import CITYSCAPES_16
 from edge_sfda.data.sources import SceneSource
+from edge_sfda.data.street_classes import CITYSCAPES_16
 from edge_sfda.errors import ConfigError, FrameError, LabelError, SourceError, UsageError
 from edge_sfda.manifest import Classes
 
