@@ -46,9 +46,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check the path") from error
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(
-            f"{path} is not a file of tensors alone ({(str(error).splitlines() or [type(error).__name__])[0]}); load it "
-            "where it was made and save its state_dict() by itself"
+            f"{path} is not a file of tensors alone ({reason}); load it where it was made and save its state_dict() by "
+            "itself"
         ) from error
     while isinstance(raw, Mapping) and (inner := next((raw[key] for key in _WRAPPERS if key in raw), None)) is not None:
         raw = inner
