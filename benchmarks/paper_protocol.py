@@ -229,6 +229,19 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def measure_all(options: argparse.Namespace, pair: Pair, source: Path, device: str) -> list[dict[str, Any]]:
+    """Return the rows of every part, method and seed; each is written as soon as it is known."""
+    results: list[dict[str, Any]] = []
+    runs = list(settings(options.methods, options.seeds, options.steps))
+    for part in options.parts or pair.parts:
+        found = run_part(pair, options.target, part, source=source, net=options.net, device=device, runs=runs)
+        for row in found:
+            results.append({"pair": options.pair, **row})
+            path = rows.write(f"paper_{options.pair}", results[-1:], append=options.append or len(results) > 1)
+            print({key: value for key, value in results[-1].items() if key != "iou"}, f"-> {path}", flush=True)
+    return results
+
+
 def main(arguments: list[str] | None = None) -> None:
     try:
         options = parse(arguments)
@@ -238,17 +251,10 @@ def main(arguments: list[str] | None = None) -> None:
             source = Path(f"paper_{options.pair}_source.safetensors")
             size = (options.size[0], options.size[1])
             train_source(pair, options.source_data, source, size=size, epochs=options.epochs, device=device)
-        results: list[dict[str, Any]] = []
-        runs = list(settings(options.methods, options.seeds, options.steps))
-        for part in options.parts or pair.parts:
-            found = run_part(pair, options.target, part, source=source, net=options.net, device=device, runs=runs)
-            for row in found:
-                results.append({"pair": options.pair, **row})
-                print({key: value for key, value in results[-1].items() if key != "iou"}, flush=True)
+        results = measure_all(options, pair, source, device)
     except EdgeSfdaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    print(rows.write(f"paper_{options.pair}", results, append=options.append))
     print(table(results, list(pair.over)))
 
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_sfda.data import class_maps, layouts, trees
-from edge_sfda.data.class_maps import ClassMap, IdMap, Label
+from edge_sfda.data import class_maps, layouts, map_choice, trees
+from edge_sfda.data.class_maps import ClassMap, Label
 from edge_sfda.data.frames import read_image
 from edge_sfda.data.scene import SCENE_CLASSES
 from edge_sfda.data.scene_spec import PREFIX, SceneSpec
@@ -25,8 +25,6 @@ from edge_sfda.errors import LabelError, UsageError
 from edge_sfda.manifest import Classes
 
 Image = npt.NDArray[np.uint8]
-
-_PEEKED = 8  # label files looked into for a message
 
 
 class LabelledSet(Protocol):
@@ -252,9 +250,13 @@ class LabelFolder:
         if not self.path.is_dir():
             raise UsageError(f"no folder of labels at {path}")
         places = [self.path, *self.path.resolve().parents[:2]]  # ROOT/SEQUENCE/labels
-        self._files, own_map = layouts.label_files(self.path, _wanted(classes, places, default))
-        fallback = class_maps.resolve(own_map) if own_map else _places(default)
-        self.class_map = _class_map(classes, places, fallback, list(self._files.values()))
+        wanted = map_choice.wanted(classes, places, default)
+        self._files, own_map = layouts.label_files(self.path, wanted or None)
+        self.class_map = (
+            map_choice.for_set(own_map, wanted, classes, places)
+            if own_map
+            else map_choice.for_folder(classes, places, default, list(self._files.values()))
+        )
 
     @property
     def classes(self) -> Classes:
@@ -349,12 +351,23 @@ def _open(path: str, classes: str | None, default: Classes | None) -> LabelledSe
         raise UsageError(f"no folder at {path}; name a labelled folder, or scene:day")
     copy = trees.find(folder)
     if copy is not None:
-        within = folder.absolute().relative_to(copy.top).parts if folder.absolute().is_relative_to(copy.top) else ()
-        places = [folder, *folder.absolute().parents[: len(within) + 1]]  # up to the root of the copy
-        pairs, own_map = layouts.pair_up_tree(copy, _wanted(classes, places, default))
-        return FileSet(pairs, _class_map(classes, places, class_maps.resolve(own_map), []))
+        return _open_tree(folder, copy, classes, default)
     parts = [_open_sequence(sequence, classes, default) for sequence in layouts.sequences(folder)]
     return parts[0] if len(parts) == 1 else Joined(parts)
+
+
+def _open_tree(folder: Path, copy: trees.Copy, classes: str | None, default: Classes | None) -> FileSet:
+    known = [name for kind in copy.tree.kinds for name in kind.maps]
+    if classes in trees.MAPS and classes not in known:
+        raise UsageError(
+            f"class map {classes} is not for the labels beside {copy.top}; choose one of {', '.join(known)}"
+        )
+    inner = folder.absolute()
+    depth = len(inner.relative_to(copy.top).parts) + 1 if inner.is_relative_to(copy.top) else 0
+    places = [folder, *inner.parents[:depth]]  # up to the root of the copy
+    wanted = map_choice.wanted(classes, places, default)
+    pairs, own_map = layouts.pair_up_tree(copy, [name for name in wanted if name in known] or None)
+    return FileSet(pairs, map_choice.for_set(own_map, wanted, classes, places))
 
 
 def _open_sequence(sequence: Path, classes: str | None, default: Classes | None) -> FileSet:
@@ -362,32 +375,4 @@ def _open_sequence(sequence: Path, classes: str | None, default: Classes | None)
     if classes == "gta5":
         pairs = layouts.of_one_size(pairs)
     places = [sequence, sequence.resolve().parent]
-    return FileSet(pairs, _class_map(classes, places, _places(default), [pair.label for pair in pairs]))
-
-
-def _class_map(
-    classes: str | None, folders: Sequence[Path], fallback: ClassMap | None, labels: Sequence[Path]
-) -> ClassMap:
-    """Return the map that is named, else found in `folders`, else the fallback; without one say what labels hold."""
-    if classes:
-        return class_maps.resolve(classes)
-    class_map = class_maps.find(folders) or fallback
-    if class_map is not None:
-        return class_map
-    raise UsageError(
-        f"no class map for {folders[0]}; its first labels hold {class_maps.seen(labels[:_PEEKED])}. Name a built-in "
-        f"map ({', '.join(class_maps.BUILT_IN)}) or {class_maps.how_to_write()}"
-    )
-
-
-def _wanted(classes: str | None, folders: Sequence[Path], default: Classes | None) -> list[str] | None:
-    """Return the built-in maps among which a data set's labels shall be read; None leaves it to the set."""
-    if classes:  # a map for other labels, or of the user's own, reads whichever kind of label the set prefers
-        return [classes] if classes in trees.MAPS else None
-    if default is None or class_maps.find(folders) is not None:
-        return None
-    return [name for name in trees.MAPS if class_maps.resolve(name).classes.names == default.names] or None
-
-
-def _places(classes: Classes | None) -> ClassMap | None:
-    return None if classes is None else IdMap(classes)
+    return FileSet(pairs, map_choice.for_folder(classes, places, default, [pair.label for pair in pairs]))

@@ -122,7 +122,8 @@ def label_files(folder: Path, wanted: Collection[str] | None = None) -> tuple[di
     Raises:
         LabelError: there are none, or two files share a key.
     """
-    found = trees.label_files(folder, wanted)  # a city's folder holds colours and instances as well
+    # a city's folder holds colours and instances as well
+    found = trees.label_files(folder, wanted) or trees.label_files(folder)
     if found is not None:
         return {trees.label_key(stem): path for stem, path in _by_stem(found[0]).items()}, found[1]
     files = _by_stem(_label_paths(folder))

@@ -87,10 +87,10 @@ def test_missing_data_folder_is_wrong_usage(run_cli, nano: Path, tmp_path: Path)
 
 
 def test_labels_of_other_classes_are_refused(run_cli, nano: Path, drive: Path) -> None:
-    (drive / "classes.toml").write_text('names = ["road", "car"]\n')
+    (drive / "classes.toml").write_text('names = ["road", "lorry"]\n')
     ran = run_cli("evaluate", nano, drive)
     assert ran.code == 1
-    assert "labels of classes road, car where sky, road" in ran.err
+    assert "labels of classes road, lorry where sky, road" in ran.err
 
 
 def test_unwritable_folder_is_refused_before_the_work(run_cli, nano: Path, drive: Path, tmp_path: Path) -> None:

@@ -195,6 +195,31 @@ def test_named_map_is_given_the_labels_that_it_reads(tmp_path: Path) -> None:
         open_dataset([str(tmp_path)], classes="cityscapes-train-ids")
 
 
+def test_named_classes_are_read_from_whichever_ids_there_are(tmp_path: Path) -> None:
+    _city(tmp_path, "val/bonn/bonn_1", [[7, 26]])
+    (tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelIds.png").unlink()
+    cv2.imwrite(str(tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelTrainIds.png"), np.array([[0, 13]], np.uint8))
+    assert open_dataset([str(tmp_path)], classes="cityscapes-13").label(0).tolist() == [[0, 9]]
+    assert LabelFolder(tmp_path / "gtFine", "cityscapes-13")["bonn_1"].tolist() == [[0, 9]]
+
+
+def test_map_of_another_set_is_refused(tmp_path: Path) -> None:
+    _city(tmp_path, "val/bonn/bonn_1", [[7, 26]])
+    with pytest.raises(UsageError, match="class map synthia is not for the labels beside .*; choose one of cityscapes"):
+        open_dataset([str(tmp_path)], classes="synthia")
+
+
+def test_set_without_a_map_of_the_networks_classes_is_read_by_its_own(tmp_path: Path) -> None:
+    for path in ("Rio/Images/Test/a.png", "Rio/Labels/Test/a_eval.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "Rio/Images/Test/a.png"), np.zeros((1, 2, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "Rio/Labels/Test/a_eval.png"), np.array([[7, 12]], np.uint8))
+    data = open_dataset([str(tmp_path / "Rio")], default=CITYSCAPES_16)
+    assert (len(data.classes), data.label(0).tolist()) == (13, [[0, 255]])
+    labels = LabelFolder(tmp_path / "Rio/Labels/Test", default=CITYSCAPES_16)
+    assert labels["a.png"].tolist() == [[0, 255]]
+
+
 def test_gta5_pairs_of_two_sizes_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = _sequence(tmp_path / "gta5", {"00001": [[7, 34]], "00002": [[7, 26]], "00003": [[7, 0]]})
     cv2.imwrite(str(tmp_path / "gta5/labels/00002.png"), np.zeros((2, 2), np.uint8))
