@@ -214,7 +214,7 @@ def _top(tree: Tree, folder: Path) -> Path | None:
 
 def _holds(folder: Path, name: str) -> bool:
     """Tell whether there is a folder of exactly that name: file systems that ignore case say yes to `Images`."""
-    return folder.is_dir() and any(inner.name == name and inner.is_dir() for inner in folder.iterdir())
+    return (folder / name).is_dir() and any(inner.name == name for inner in folder.iterdir())
 
 
 def _label_top(tree: Tree, top: Path) -> Path:
