@@ -102,7 +102,7 @@ SYNTHIA = Tree(
     kinds=(LabelKind(ending=".png", maps=("synthia", "synthia-13")),),
     plain_names=True,
 )
-NTHU = Tree(  # one copy a city; of 3,200 images the 100 of Test are labelled
+NTHU = Tree(  # one copy a city: Train has 3,200 images without labels, Test 100 with them
     images="Images",
     labels="Labels",
     image_endings=(".png", ".jpg"),
@@ -112,8 +112,6 @@ NTHU = Tree(  # one copy a city; of 3,200 images the 100 of Test are labelled
     within=True,
 )
 TREES = (CITYSCAPES, ACDC, ACDC_REFERENCES, SYNTHIA, NTHU)  # references after ACDC: a whole copy is the adverse half
-
-
 _KINDS = tuple(kind for tree in TREES for kind in tree.kinds)
 MAPS = frozenset(name for kind in _KINDS for name in kind.maps)  # the built-in maps that a tree's labels decide among
 
