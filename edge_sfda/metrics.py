@@ -6,6 +6,7 @@ Where a measure has nothing to measure it is NaN, never 0, so that an absent cla
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,9 +77,20 @@ class ConfusionMatrix:
         hit = np.diagonal(self.counts)
         return _ratio(hit, self.counts.sum(axis=0) + self.counts.sum(axis=1) - hit)
 
-    def miou(self) -> float:
-        """Return the mean IoU over the classes that have one; NaN when none has."""
+    def miou(self, over: Sequence[int] | None = None) -> float:
+        """Return the mean IoU over the classes that have one; NaN when none has.
+
+        Args:
+            over: the classes to average over; None: all. The others still count as what a pixel was taken for.
+
+        Raises:
+            UsageError: a class is none of 0..C-1, or given twice.
+        """
         iou = self.iou()
+        if over is not None:
+            if len(set(over)) < len(over) or not all(0 <= i < self.classes for i in over):
+                raise UsageError(f"mean over classes {list(over)}; give each of 0..{self.classes - 1} at most once")
+            iou = iou[list(over)]
         iou = iou[~np.isnan(iou)]
         return float(iou.mean()) if iou.size else float("nan")
 

@@ -31,6 +31,20 @@ def test_iou_equals_the_table() -> None:
     np.testing.assert_allclose(_table().iou(), [2 / 5, 1 / 3, 2 / 3, math.nan], rtol=1e-15)
 
 
+def test_miou_over_a_part_averages_the_same_ious_over_it() -> None:
+    table = _table()
+    iou = table.iou()
+    assert table.miou([2, 0]) == pytest.approx((iou[0] + iou[2]) / 2)
+    assert table.miou([0, 3]) == pytest.approx(iou[0])  # class 3 is in neither labels nor predictions
+    assert math.isnan(table.miou([]))
+
+
+@pytest.mark.parametrize("over", [[4], [-1], [0, 0]])
+def test_miou_over_what_is_no_class_raises(over: list[int]) -> None:
+    with pytest.raises(UsageError, match=r"give each of 0\.\.3 at most once"):
+        _table().miou(over)
+
+
 def test_miou_is_the_mean_over_classes_that_occur() -> None:
     assert _table().miou() == pytest.approx((2 / 5 + 1 / 3 + 2 / 3) / 3, rel=1e-15)
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from edge_sfda.cli import options
 from edge_sfda.cli.screen import OUT, note, percent, print_json, progress
+from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
     from edge_sfda.manifest import Classes
@@ -19,6 +20,8 @@ EXAMPLES = options.examples(
     "edge-sfda evaluate source.safetensors camvid/Seq05VD",
     "edge-sfda evaluate adapted.safetensors drive-1 drive-2 --classes map.toml -o eval/",
     "edge-sfda evaluate adapted.safetensors scene:dusk --json | jq .miou",
+    "# a network of SYNTHIA's 16 classes, also by the mean over 13 of them",
+    "edge-sfda evaluate synthia.safetensors cityscapes/leftImg8bit/val --over cityscapes-13",
 )
 
 
@@ -26,6 +29,12 @@ def evaluate(
     checkpoint: options.Checkpoint,
     data: Annotated[list[str], typer.Argument(help="Labelled folders, or scene:DOMAIN.", show_default=False)],
     classes: options.ClassMap = None,
+    over: Annotated[
+        str | None,
+        typer.Option(
+            help="Class map whose classes the mean is over; else those that the labels know.", show_default=False
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("-o", "--out", help="Folder for report.json and confusion.png.", show_default=False),
@@ -35,19 +44,26 @@ def evaluate(
     device: options.Device = "auto",
 ) -> None:
     """Measure a checkpoint on labelled frames: IoU of each class, mIoU, accuracy, calibration error."""
-    from edge_sfda.data.datasets import check_same_classes, open_dataset
+    from edge_sfda.data.datasets import Renumbered, open_dataset
     from edge_sfda.nets import Predictor, load
     from edge_sfda.report.run_folder import make_folder
     from edge_sfda.train import evaluation
 
     network, manifest = load(checkpoint, allow=net, device=options.resolve_device(device))
     labelled = open_dataset(data, classes=classes, default=manifest.classes)
-    check_same_classes(labelled.classes, manifest.classes)
+    counted = _counted(over, labelled.classes, manifest.classes)
+    if labelled.classes.names != manifest.classes.names:
+        labelled = Renumbered(labelled, manifest.classes)
     if out is not None:
         make_folder(out)
     with progress("evaluating") as step:
         result = evaluation.evaluate(Predictor(network, manifest), labelled, on_frame=step)
-    summary = {"checkpoint": checkpoint, "data": data, "frames": len(labelled), **_numbers(result, manifest.classes)}
+    summary = {
+        "checkpoint": checkpoint,
+        "data": data,
+        "frames": len(labelled),
+        **_numbers(result, manifest.classes, counted),
+    }
     if out is not None:
         _write(out, summary, result, manifest.classes)
     if as_json:
@@ -56,11 +72,26 @@ def evaluate(
         _show(summary)
 
 
-def _numbers(result: Evaluation, classes: Classes) -> dict[str, Any]:
+def _counted(over: str | None, labelled: Classes, classes: Classes) -> tuple[str, ...]:
+    """Return the names of the classes that the mean is over."""
+    from edge_sfda.data import class_maps
+
+    wanted = class_maps.resolve(over).classes if over else labelled
+    unknown = [name for name in wanted.names if name not in classes.names or name not in labelled.names]
+    if unknown and over:
+        raise UsageError(
+            f"--over {over} names {', '.join(unknown)}; the mean can be over those that network and labels share: "
+            + ", ".join(name for name in classes.names if name in labelled.names)
+        )
+    return wanted.names
+
+
+def _numbers(result: Evaluation, classes: Classes, counted: tuple[str, ...]) -> dict[str, Any]:
     confusion = result.confusion
     labelled = confusion.counts.sum(axis=1)
     return {
-        "miou": confusion.miou(),
+        "miou": confusion.miou([classes.names.index(name) for name in counted]),
+        "miou_over": list(counted),
         "accuracy": confusion.accuracy(),
         "ece": result.calibration.ece(),
         "classes": {
@@ -82,8 +113,10 @@ def _show(summary: dict[str, Any]) -> None:
         share = percent(entry["pixels"] / total, digits=2)
         table.add_row(name, percent(entry["iou"]), percent(entry["recall"]), share)
     OUT.print(table)
+    counted, known = len(summary["miou_over"]), len(summary["classes"])
+    over = f" over {counted} of {known} classes" if counted < known else ""
     OUT.print(
-        f"\n[bold]mIoU {percent(summary['miou'])} %[/bold]   accuracy {percent(summary['accuracy'])} %   "
+        f"\n[bold]mIoU {percent(summary['miou'])} %{over}[/bold]   accuracy {percent(summary['accuracy'])} %   "
         f"calibration error {percent(summary['ece'])} %   {summary['frames']} frames"
     )
 

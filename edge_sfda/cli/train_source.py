@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = options.examples(
     "edge-sfda train-source camvid/0016E5 camvid/0006R0 --classes camvid -o source.safetensors",
     "edge-sfda train-source cityscapes/ -o source.safetensors --size 512x1024 --epochs 60",
+    "edge-sfda train-source gta5/ --classes gta5 -o gta5.safetensors --size 512x1024",
     "edge-sfda train-source 'scene:day?frames=300' -o small.safetensors --arch nano",
     "# stopped with Ctrl-C? The same command goes on from its last whole epoch.",
 )

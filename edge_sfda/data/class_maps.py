@@ -25,8 +25,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_sfda.data.frames import read_image, read_label
+from edge_sfda.data import street_classes
+from edge_sfda.data.frames import has_colours, read_image, read_label
 from edge_sfda.data.scene import SCENE_CLASSES
+from edge_sfda.data.street_classes import CAMVID, CITYSCAPES, CITYSCAPES_13, CITYSCAPES_16
 from edge_sfda.errors import ConfigError, FrameError, LabelError, UsageError
 from edge_sfda.manifest import Classes
 
@@ -65,6 +67,7 @@ class IdMap:
     Args:
         classes: the classes that result.
         ids: raw id 0..255 -> class id or `classes.ignore_id`. None: ids are class ids already.
+        first_channel: ids stand in the first (red) channel where there are several, as in SYNTHIA.
 
     Raises:
         ConfigError: a raw id or a class id is out of range.
@@ -72,6 +75,7 @@ class IdMap:
 
     classes: Classes
     ids: Mapping[int, int] | None = None
+    first_channel: bool = False
 
     def __post_init__(self) -> None:
         for raw, to in self._ids().items():
@@ -88,7 +92,7 @@ class IdMap:
 
     def read(self, path: Path) -> Label:
         """Return the label at `path`; see `ClassMap.read`."""
-        raw = read_label(path)
+        raw = read_label(path, first_channel=self.first_channel)
         ids = self._ids()
         seen = np.flatnonzero(np.bincount(raw.reshape(-1), minlength=256))
         unknown = [int(i) for i in seen if int(i) not in ids]
@@ -137,6 +141,28 @@ class ColourMap:
                 f"nor void; add it to `void` of {FILE_NAME}, or save the labels as PNG without smoothing"
             )
         return np.array([ids[int(c)] for c in known], dtype=np.uint8)[place]
+
+
+@dataclass(frozen=True)
+class EitherMap:
+    """Label files that come with ids or, in other copies of the same set, with colours; each file says which.
+
+    Args:
+        ids: for files of one channel, palettes included.
+        colours: for files with colour channels; of the same classes.
+    """
+
+    ids: IdMap
+    colours: ColourMap
+
+    @property
+    def classes(self) -> Classes:
+        """The classes that result."""
+        return self.ids.classes
+
+    def read(self, path: Path) -> Label:
+        """Return the label at `path`; see `ClassMap.read`."""
+        return (self.colours if has_colours(path) else self.ids).read(path)
 
 
 def resolve(name: str) -> ClassMap:
@@ -288,38 +314,20 @@ def _list(values: list[Any]) -> str:
     return ", ".join(str(v) for v in values[:_LISTED]) + (f" and {rest} more" if rest > 0 else "")
 
 
-_CAMVID = Classes(  # the 11 classes and colours of the SegNet tutorial's copy
-    names=(
-        "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-    ),
-    palette=(
-        (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
-        (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
-    ),
-    ignore_id=11,
-)  # fmt: skip
-_CITYSCAPES = Classes(  # the 19 evaluated classes, by train id
-    names=(
-        "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
-        "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
-    ),
-    palette=(
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
-        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
-        (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
-    ),
-    ignore_id=255,
-)  # fmt: skip
-# labelIds: those of the evaluated classes in order; every other one of the benchmark's 0..33 is void
-_CITYSCAPES_IDS = {
-    **dict.fromkeys(range(34), 255),
-    **dict(zip((7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33), range(19), strict=True)),
-}
-
 _BUILT_IN: Mapping[str, ClassMap] = {
-    "camvid": IdMap(_CAMVID),
-    "cityscapes": IdMap(_CITYSCAPES, _CITYSCAPES_IDS),
-    "cityscapes-train-ids": IdMap(_CITYSCAPES),
+    "camvid": IdMap(CAMVID),
+    "cityscapes": IdMap(CITYSCAPES, street_classes.label_ids(CITYSCAPES)),
+    "cityscapes-16": IdMap(CITYSCAPES_16, street_classes.label_ids(CITYSCAPES_16)),
+    "cityscapes-13": IdMap(CITYSCAPES_13, street_classes.label_ids(CITYSCAPES_13)),
+    "cityscapes-train-ids": IdMap(CITYSCAPES),
+    "cityscapes-16-train-ids": IdMap(CITYSCAPES_16, street_classes.train_ids(CITYSCAPES_16)),
+    "cityscapes-13-train-ids": IdMap(CITYSCAPES_13, street_classes.train_ids(CITYSCAPES_13)),
+    "gta5": EitherMap(
+        IdMap(CITYSCAPES, street_classes.label_ids(CITYSCAPES, plate=True)),
+        ColourMap(CITYSCAPES, street_classes.GTA5_VOID),
+    ),
+    "synthia": IdMap(CITYSCAPES_16, street_classes.synthia_ids(CITYSCAPES_16), first_channel=True),
+    "synthia-13": IdMap(CITYSCAPES_13, street_classes.synthia_ids(CITYSCAPES_13), first_channel=True),
     "scene": IdMap(SCENE_CLASSES),
 }
 BUILT_IN = tuple(_BUILT_IN)  # the names that `resolve` knows

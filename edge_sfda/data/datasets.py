@@ -1,7 +1,7 @@
 """Labelled sets: the folder layouts that people have, and the built-in scene with its exact labels.
 
-    SEQUENCE/images/NAME.jpg + SEQUENCE/labels/NAME.png        one sequence, or a folder of such sequences
-    leftImg8bit/SPLIT/CITY/*.png + gtFine/SPLIT/CITY/*.png     Cityscapes
+    SEQUENCE/images/NAME.jpg + SEQUENCE/labels/NAME.png        one sequence, or a folder of such sequences; GTA5
+    leftImg8bit/SPLIT/CITY/*.png + gtFine/SPLIT/CITY/*.png     Cityscapes; ACDC, SYNTHIA and NTHU alike: see `trees`
     scene:DOMAIN?frames=200&seed=3&size=192x256                built in
 
 Nothing is read before it is asked for, apart from the folders' listings.
@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edge_sfda.data import class_maps, layouts
-from edge_sfda.data.class_maps import ClassMap, IdMap, Label
+from edge_sfda.data import class_maps, layouts, map_choice, trees
+from edge_sfda.data.class_maps import ClassMap, Label
 from edge_sfda.data.frames import read_image
 from edge_sfda.data.scene import SCENE_CLASSES
 from edge_sfda.data.scene_spec import PREFIX, SceneSpec
@@ -25,8 +25,6 @@ from edge_sfda.errors import LabelError, UsageError
 from edge_sfda.manifest import Classes
 
 Image = npt.NDArray[np.uint8]
-
-_PEEKED = 8  # label files looked into for a message
 
 
 class LabelledSet(Protocol):
@@ -194,6 +192,45 @@ class Subset:
         return self.whole.label(self.indices[index])
 
 
+class Renumbered:
+    """A labelled set with the ids of other classes: each class keeps its name and takes its place there.
+
+    Args:
+        whole: the set.
+        classes: those wanted; must hold every class of the set, in any order.
+
+    Raises:
+        LabelError: the set labels a class that is not among them.
+    """
+
+    def __init__(self, whole: LabelledSet, classes: Classes) -> None:
+        unknown = [name for name in whole.classes.names if name not in classes.names]
+        if unknown:
+            check_same_classes(whole.classes, classes)  # says both lists
+        self.whole = whole
+        self._classes = classes
+        self._table = np.full(256, classes.ignore_id, dtype=np.uint8)
+        self._table[: len(whole.classes)] = [classes.names.index(name) for name in whole.classes.names]
+
+    @property
+    def classes(self) -> Classes:
+        return self._classes
+
+    @property
+    def names(self) -> list[str]:
+        return self.whole.names
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __getitem__(self, index: int) -> tuple[Image, Label]:
+        image, label = self.whole[index]
+        return image, self._table[label]
+
+    def label(self, index: int) -> Label:
+        return self._table[self.whole.label(index)]
+
+
 class LabelFolder:
     """Labels for frames that are read elsewhere: `folder[name]` with the name of the frame's file.
 
@@ -212,10 +249,14 @@ class LabelFolder:
         self.path = Path(path)
         if not self.path.is_dir():
             raise UsageError(f"no folder of labels at {path}")
-        self._files, own_map = layouts.label_files(self.path)
-        above = self.path.resolve().parents[:2]  # ROOT/SEQUENCE/labels
-        fallback = class_maps.resolve(own_map) if own_map else _places(default)
-        self.class_map = _class_map(classes, [self.path, *above], fallback, list(self._files.values()))
+        places = [self.path, *self.path.resolve().parents[:2]]  # ROOT/SEQUENCE/labels
+        wanted = map_choice.wanted(classes, places, default)
+        self._files, own_map = layouts.label_files(self.path, wanted or None)
+        self.class_map = (
+            map_choice.for_set(own_map, wanted, classes, places)
+            if own_map
+            else map_choice.for_folder(classes, places, default, list(self._files.values()))
+        )
 
     @property
     def classes(self) -> Classes:
@@ -223,7 +264,7 @@ class LabelFolder:
 
     @property
     def names(self) -> list[str]:
-        """The frames that have a label, sorted: stems, without the endings of Cityscapes."""
+        """The frames that have a label, sorted: stems, without the endings of their data set."""
         return list(self._files)
 
     def __len__(self) -> int:
@@ -249,7 +290,7 @@ def open_dataset(paths: Sequence[str], *, classes: str | None = None, default: C
     Args:
         paths: each a folder in one of the layouts at the head of this module, or a scene.
         classes: a built-in class map's name or a TOML file, for every folder. None takes `classes.toml` from the
-            folder, and for Cityscapes the benchmark's own map.
+            folder, and for a set with maps of its own the one that gives `default`, else its first.
         default: classes to fall back on where no map is named or found, ids being places in them.
 
     Raises:
@@ -308,34 +349,30 @@ def _open(path: str, classes: str | None, default: Classes | None) -> LabelledSe
     folder = Path(path)
     if not folder.is_dir():
         raise UsageError(f"no folder at {path}; name a labelled folder, or scene:day")
-    if layouts.is_cityscapes(folder):
-        pairs, own_map = layouts.pair_up_cityscapes(folder)
-        places = [folder, *folder.absolute().parents[:3]]  # ROOT/leftImg8bit/SPLIT/CITY
-        return FileSet(pairs, _class_map(classes, places, class_maps.resolve(own_map), []))
+    copy = trees.find(folder)
+    if copy is not None:
+        return _open_tree(folder, copy, classes, default)
     parts = [_open_sequence(sequence, classes, default) for sequence in layouts.sequences(folder)]
     return parts[0] if len(parts) == 1 else Joined(parts)
 
 
+def _open_tree(folder: Path, copy: trees.Copy, classes: str | None, default: Classes | None) -> FileSet:
+    known = [name for kind in copy.tree.kinds for name in kind.maps]
+    if classes in trees.MAPS and classes not in known:
+        raise UsageError(
+            f"class map {classes} is not for the labels beside {copy.top}; choose one of {', '.join(known)}"
+        )
+    inner = folder.absolute()
+    depth = len(inner.relative_to(copy.top).parts) + 1 if inner.is_relative_to(copy.top) else 0
+    places = [folder, *inner.parents[:depth]]  # up to the root of the copy
+    wanted = map_choice.wanted(classes, places, default)
+    pairs, own_map = layouts.pair_up_tree(copy, [name for name in wanted if name in known] or None)
+    return FileSet(pairs, map_choice.for_set(own_map, wanted, classes, places))
+
+
 def _open_sequence(sequence: Path, classes: str | None, default: Classes | None) -> FileSet:
     pairs = layouts.pair_up(sequence)
+    if classes == "gta5":
+        pairs = layouts.of_one_size(pairs)
     places = [sequence, sequence.resolve().parent]
-    return FileSet(pairs, _class_map(classes, places, _places(default), [pair.label for pair in pairs]))
-
-
-def _class_map(
-    classes: str | None, folders: Sequence[Path], fallback: ClassMap | None, labels: Sequence[Path]
-) -> ClassMap:
-    """Return the map that is named, else found in `folders`, else the fallback; without one say what labels hold."""
-    if classes:
-        return class_maps.resolve(classes)
-    class_map = class_maps.find(folders) or fallback
-    if class_map is not None:
-        return class_map
-    raise UsageError(
-        f"no class map for {folders[0]}; its first labels hold {class_maps.seen(labels[:_PEEKED])}. Name a built-in "
-        f"map ({', '.join(class_maps.BUILT_IN)}) or {class_maps.how_to_write()}"
-    )
-
-
-def _places(classes: Classes | None) -> ClassMap | None:
-    return None if classes is None else IdMap(classes)
+    return FileSet(pairs, map_choice.for_folder(classes, places, default, [pair.label for pair in pairs]))

@@ -115,10 +115,15 @@ def read_image(path: str | os.PathLike[str]) -> U8:
     return image
 
 
-def read_label(path: str | os.PathLike[str]) -> U8:
+def read_label(path: str | os.PathLike[str], *, first_channel: bool = False) -> U8:
     """Read a label map as HW uint8 of the ids that are stored: palette indices or grey values, never colours.
 
     PNGs of 1, 2 or 4 bits give their raw samples (0..15), not the values stretched to 255.
+
+    Args:
+        path: the file.
+        first_channel: take the first (red) of several channels, for sets that store something else in the others, as
+            SYNTHIA stores instances; a file of one channel is read as ever.
 
     Raises:
         LabelError: missing, unreadable, lossy (JPEG), with colour channels, or with ids above 255.
@@ -136,6 +141,8 @@ def read_label(path: str | os.PathLike[str]) -> U8:
     label = _decode(data, cv2.IMREAD_UNCHANGED)
     if label is None or label.size == 0:
         raise LabelError(f"label {path} cannot be decoded; expected a PNG with one channel of class ids")
+    if first_channel and label.ndim == 3:
+        label = label[:, :, 2]  # OpenCV's order is BGR
     if label.ndim != 2:
         raise LabelError(
             f"label {path} has {label.shape[2]} channels, expected one channel of class ids; "
@@ -144,6 +151,18 @@ def read_label(path: str | os.PathLike[str]) -> U8:
     if label.max() > 255:
         raise LabelError(f"label {path} holds id {int(label.max())}, expected ids of 0..255")
     return (label // step).astype(np.uint8) if step > 1 else label.astype(np.uint8, copy=False)
+
+
+def png_size(path: Path) -> tuple[int, int] | None:
+    """Return height and width from a PNG's header, without decoding it; None where the file is no PNG."""
+    header = _png_header(path)
+    return None if header is None else (header[1], header[0])
+
+
+def has_colours(path: Path) -> bool:
+    """Tell whether a file is a PNG with colour channels, from its header; a palette is one channel of indices."""
+    header = _png_header(path)
+    return header is not None and header[3] in (2, 6)
 
 
 def check_frame(image: U8, *, min_side: int = 8) -> None:
@@ -243,6 +262,19 @@ def _damage(data: bytes) -> str:
     if data.startswith(_JPEG) and _JPEG_END not in data[-_TAIL:]:
         return f"it ends after {len(data)} bytes without an end marker"
     return ""
+
+
+def _png_header(path: Path) -> tuple[int, int, int, int] | None:
+    """Return width, height, bits a sample and colour type of a PNG; None for what is none, or cannot be read."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(26)
+    except OSError:  # whoever reads the file whole says why
+        return None
+    if len(head) < 26 or not head.startswith(_PNG) or head[12:16] != b"IHDR":
+        return None
+    width, height, depth, colour = struct.unpack_from(">IIBB", head, 16)
+    return width, height, depth, colour
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

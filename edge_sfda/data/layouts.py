@@ -1,39 +1,35 @@
 """Folder layouts: which image file belongs to which label file.
 
-    SEQUENCE/images/NAME.jpg + SEQUENCE/labels/NAME.png                         as CamVid by sequence
-    leftImg8bit/SPLIT/CITY/*_leftImg8bit.png + gtFine/SPLIT/CITY/*_labelIds.png as Cityscapes
+    SEQUENCE/images/NAME.jpg + SEQUENCE/labels/NAME.png     as CamVid by sequence, and as GTA5
+    two trees of one shape                                  as Cityscapes, ACDC, SYNTHIA, NTHU: see `trees`
 
-Folders are listed; no file is opened.
+Folders are listed; no file is opened but by `of_one_size`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_sfda.data import trees
+from edge_sfda.data.frames import png_size
 from edge_sfda.data.sources import IMAGE_SUFFIXES, FolderSource
 from edge_sfda.errors import FrameError, LabelError, UsageError
 
-LABEL_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")  # lossless ones: JPEG invents ids
+_log = logging.getLogger(__name__)
 
-_CITY_IMAGES = "leftImg8bit"
-# endings of Cityscapes label files, and the built-in map that reads each; train ids first, as what training wants
-_CITY_LABELS = (("_gtFine_labelTrainIds", "cityscapes-train-ids"), ("_gtFine_labelIds", "cityscapes"))
+LABEL_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")  # lossless ones: JPEG invents ids
 
 
 @dataclass(frozen=True)
 class Pair:
-    """One labelled frame on disk; `name` is `SEQUENCE/STEM` or `SPLIT/CITY/STEM`."""
+    """One labelled frame on disk; `name` is a relative path such as `SEQUENCE/STEM` or `SPLIT/CITY/STEM`."""
 
     name: str
     image: Path
     label: Path
-
-
-def is_cityscapes(folder: Path) -> bool:
-    """Tell whether `folder` holds a `leftImg8bit` folder or lies in one."""
-    return (folder / _CITY_IMAGES).is_dir() or _CITY_IMAGES in folder.absolute().parts
 
 
 def sequences(folder: Path) -> list[Path]:
@@ -48,7 +44,7 @@ def sequences(folder: Path) -> list[Path]:
     if not found:
         raise UsageError(
             f"{folder} is in no known layout; expected {folder}/images + labels, {folder}/SEQUENCE/images + labels, or "
-            f"{folder}/leftImg8bit + gtFine"
+            f"one of {trees.shapes()}"
         )
     return found
 
@@ -74,70 +70,72 @@ def pair_up(sequence: Path) -> list[Pair]:
     return [Pair(f"{name}/{stem}", images[stem], labels[stem]) for stem in images]
 
 
-def pair_up_cityscapes(folder: Path) -> tuple[list[Pair], str]:
-    """Pair Cityscapes images with labels: a whole copy, or one split or city named inside it.
+def pair_up_tree(copy: trees.Copy, wanted: Collection[str] | None = None) -> tuple[list[Pair], str]:
+    """Pair the images of a copy with their labels.
+
+    Args:
+        copy: see `trees.find`.
+        wanted: the built-in class maps to choose from; None: the set's own.
 
     Returns:
-        The pairs, sorted, and the name of the built-in class map that reads these labels.
+        The pairs, sorted, and the name of the map that reads these labels.
 
     Raises:
         FrameError: there are no images.
-        LabelError: an image has no label.
+        LabelError: an image has no label, or, where the set labels a part of its images, none has one.
     """
-    top = folder / _CITY_IMAGES
-    if top.is_dir():  # every split but the test one, whose labels are dummies; it can still be named
-        images = sorted(p for p in top.rglob(f"*_{_CITY_IMAGES}.png") if p.relative_to(top).parts[0] != "test")
-    else:
-        top = folder.absolute()
-        images = sorted(top.rglob(f"*_{_CITY_IMAGES}.png"))
-    if not images:
-        raise FrameError(f"{top} holds no *_{_CITY_IMAGES}.png; expected leftImg8bit/SPLIT/CITY/*_{_CITY_IMAGES}.png")
-    labels, class_map = _cityscapes_labels(images)
-    pairs = []
-    for image, label in zip(images, labels, strict=True):
-        split, city = image.parts[-3:-1]
-        pairs.append(Pair(f"{split}/{city}/{frame_key(image.name)}", image, label))
-    return pairs, class_map
-
-
-def _cityscapes_labels(images: Sequence[Path]) -> tuple[list[Path], str]:
-    """Return the label of each image, and the built-in map of the ids they hold."""
+    if not copy.images:
+        endings = " or ".join(f"*{ending}" for ending in copy.tree.image_endings)
+        raise FrameError(f"{copy.top} holds no {endings}; unpack the images there, or name another folder")
     missing: list[Path] = []
-    for ending, class_map in _CITY_LABELS:
-        labels = [_cityscapes_label(image, ending) for image in images]
-        missing = [label for label in labels if not label.is_file()]
-        if not missing:
-            return labels, class_map
-    raise LabelError(f"{len(missing)} of {len(images)} images have no label; the first one missing is {missing[0]}")
+    for kind in copy.tree.kinds:
+        map_name = kind.choose(wanted)
+        if map_name is None:
+            continue
+        pairs = [Pair(copy.name(image), image, copy.label(image, kind)) for image in copy.images]
+        missing = [pair.label for pair in pairs if not pair.label.is_file()]
+        if not missing or (copy.tree.partial and len(missing) < len(pairs)):
+            return [pair for pair in pairs if pair.label not in set(missing)], map_name
+    raise LabelError(
+        f"{len(missing)} of {len(copy.images)} images have no label; the first one missing is {missing[0]}"
+    )
 
 
-def _cityscapes_label(image: Path, ending: str) -> Path:
-    parts = list(image.parts)
-    parts[len(parts) - 1 - parts[::-1].index(_CITY_IMAGES)] = "gtFine"
-    return Path(*parts[:-1]) / f"{frame_key(image.name)}{ending}.png"
+def of_one_size(pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs without those whose PNGs differ in size, by their headers; a warning counts them.
+
+    For GTA5, which was published with a few of them.
+    """
+    odd = [pair for pair in pairs if png_size(pair.image) != png_size(pair.label)]
+    if odd:
+        what = "%d of %d pairs are left out, since image and label differ in size; the first is %s"
+        _log.warning(what, len(odd), len(pairs), odd[0].name)
+    left_out = {pair.name for pair in odd}
+    return [pair for pair in pairs if pair.name not in left_out]
 
 
-def label_files(folder: Path) -> tuple[dict[str, Path], str | None]:
+def label_files(folder: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, Path], str | None]:
     """Return the label files of a folder by `frame_key`, sorted, and the built-in map their names call for, if any.
+
+    The labels of a tree (see `trees`) are found below `folder` as well, those of other layouts in it.
 
     Raises:
         LabelError: there are none, or two files share a key.
     """
+    # a city's folder holds colours and instances as well
+    found = trees.label_files(folder, wanted) or trees.label_files(folder)
+    if found is not None:
+        return {trees.label_key(stem): path for stem, path in _by_stem(found[0]).items()}, found[1]
     files = _by_stem(_label_paths(folder))
     if not files:
         raise LabelError(f"{folder} holds no label files ({', '.join(LABEL_SUFFIXES)})")
-    for ending, class_map in _CITY_LABELS:  # a city's folder holds colours and instances as well
-        found = {stem.removesuffix(ending): path for stem, path in files.items() if stem.endswith(ending)}
-        if found:
-            return found, class_map
     return files, None
 
 
 def frame_key(name: str) -> str:
-    """Return what a frame and its label share: the stem of the file `name`, without the ending of Cityscapes."""
+    """Return what a frame and its label share: the stem of the file `name`, without the ending of its data set."""
     path = Path(name)
-    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-    return stem.removesuffix("_" + _CITY_IMAGES)
+    return trees.frame_key(path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name)
 
 
 def _label_paths(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from typing import cast
 
 import cv2
 
-from edge_sfda.data import bags
+from edge_sfda.data import bags, trees
 from edge_sfda.data.camera import CameraSource, is_camera
 from edge_sfda.data.camera_options import CameraOptions
 from edge_sfda.data.capture import Capture, open_quietly, quiet
@@ -41,6 +41,8 @@ _log = logging.getLogger(__name__)
 class FolderSource(FrameSource):
     """The pictures of a folder in natural order (2.png before 10.png), or one picture file.
 
+    A folder of a data set that keeps its images in a tree (see `trees`) gives the images below it, in the set's order.
+
     Files without a picture's suffix (`IMAGE_SUFFIXES`) and hidden files do not count as frames; every other file must
     be readable. Sizes may differ from frame to frame.
 
@@ -53,7 +55,7 @@ class FolderSource(FrameSource):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.files = [self.path] if self.path.is_file() else _pictures(self.path)
+        self.files = [self.path] if self.path.is_file() else _tree(self.path) or _pictures(self.path)
         self.len_hint: int | None = len(self.files)
         self._next = 0
 
@@ -219,6 +221,17 @@ def _open_recording(spec: str) -> FrameSource:
         read_image(path)  # known to be readable before work starts, as for a video
         return FolderSource(path)
     return VideoSource(path)
+
+
+def _tree(folder: Path) -> list[Path]:
+    """Return the images of the data set's copy that `folder` names; none where it names no such copy."""
+    copy = trees.find(folder) if folder.is_dir() else None
+    images = list(copy.images) if copy is not None else []
+    names = [image.stem for image in images]  # results are called after them
+    if len(set(names)) < len(names):
+        double = next(name for name in names if names.count(name) > 1)
+        raise SourceError(f"{folder} holds more than one image named {double}; name one of its folders, such as a city")
+    return images
 
 
 def _pictures(folder: Path) -> list[Path]:

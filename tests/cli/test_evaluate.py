@@ -87,10 +87,10 @@ def test_missing_data_folder_is_wrong_usage(run_cli, nano: Path, tmp_path: Path)
 
 
 def test_labels_of_other_classes_are_refused(run_cli, nano: Path, drive: Path) -> None:
-    (drive / "classes.toml").write_text('names = ["road", "car"]\n')
+    (drive / "classes.toml").write_text('names = ["road", "lorry"]\n')
     ran = run_cli("evaluate", nano, drive)
     assert ran.code == 1
-    assert "labels of classes road, car where sky, road" in ran.err
+    assert "labels of classes road, lorry where sky, road" in ran.err
 
 
 def test_unwritable_folder_is_refused_before_the_work(run_cli, nano: Path, drive: Path, tmp_path: Path) -> None:
@@ -98,3 +98,49 @@ def test_unwritable_folder_is_refused_before_the_work(run_cli, nano: Path, drive
     ran = run_cli("evaluate", nano, drive, "-o", tmp_path / "taken")
     assert ran.code == 1
     assert "cannot make the folder" in ran.err
+
+
+def _part_of_the_scene(drive: Path, folder: Path) -> str:
+    """Give `drive` labels of three of the scene's classes, in an order of their own, and return their class map."""
+    for path in (drive / "labels").iterdir():
+        cv2.imwrite(str(path), np.repeat(np.arange(4, dtype=np.uint8), 10)[:, None].repeat(56, 1))
+    path = folder / "part.toml"
+    path.write_text('names = ["car", "sky", "road"]\nvoid = [3]\n')
+    return str(path)
+
+
+def test_labels_of_a_part_of_the_classes_are_measured_over_that_part(
+    run_cli, nano: Path, drive: Path, tmp_path: Path
+) -> None:
+    part = _part_of_the_scene(drive, tmp_path)
+    ran = run_cli("evaluate", nano, drive, "--classes", part, "--json")
+    assert (ran.code, ran.err) == (0, "")
+    result = json.loads(ran.out)
+    assert result["miou_over"] == ["car", "sky", "road"]
+    pixels = {name: entry["pixels"] for name, entry in result["classes"].items() if entry["pixels"]}
+    assert pixels == dict.fromkeys(("sky", "road", "car"), 3 * 10 * 56)
+    assert result["miou"] == pytest.approx(np.mean([result["classes"][name]["iou"] for name in result["miou_over"]]))
+    assert "% over 3 of 10 classes" in run_cli("evaluate", nano, drive, "--classes", part).out
+
+
+def test_over_averages_over_the_classes_of_a_map(run_cli, nano: Path, drive: Path, tmp_path: Path) -> None:
+    whole = json.loads(run_cli("evaluate", nano, drive, "--json").out)
+    (tmp_path / "two.toml").write_text('names = ["car", "road"]')
+    ran = run_cli("evaluate", nano, drive, "--over", tmp_path / "two.toml", "--json")
+    result = json.loads(ran.out)
+    assert result["classes"] == whole["classes"]
+    assert result["miou"] == pytest.approx(np.mean([whole["classes"][name]["iou"] for name in ("car", "road")]))
+
+
+def test_over_classes_that_are_not_measured_is_a_usage_error(run_cli, nano: Path, drive: Path, tmp_path: Path) -> None:
+    part = _part_of_the_scene(drive, tmp_path)
+    ran = run_cli("evaluate", nano, drive, "--classes", part, "--over", "scene")
+    assert ran.code == 2
+    assert "pavement" in ran.err
+    assert "those that network and labels share: sky, road, car" in ran.err
+
+
+def test_labels_of_a_class_that_the_network_lacks_are_refused(run_cli, nano: Path, drive: Path) -> None:
+    ran = run_cli("evaluate", nano, drive, "--classes", "camvid")
+    assert ran.code == 1
+    assert "where sky, road, pavement" in ran.err

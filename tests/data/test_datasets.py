@@ -10,6 +10,7 @@ from edge_sfda.data.datasets import (
     FileSet,
     Joined,
     LabelFolder,
+    Renumbered,
     SceneSet,
     Subset,
     check_same_classes,
@@ -19,6 +20,7 @@ from edge_sfda.data.datasets import (
 )
 from edge_sfda.data.scene import SCENE_CLASSES
 from edge_sfda.data.sources import SceneSource
+from edge_sfda.data.street_classes import CITYSCAPES_16
 from edge_sfda.errors import ConfigError, FrameError, LabelError, SourceError, UsageError
 from edge_sfda.manifest import Classes
 
@@ -171,6 +173,77 @@ def test_cityscapes_takes_a_map_of_its_own_from_the_root(tmp_path: Path) -> None
         open_dataset([str(tmp_path / "leftImg8bit/val")])[0]
     (tmp_path / "classes.toml").write_text(f'names = ["ground", "vehicle"]\nvoid = [0]\n{ids}')
     assert open_dataset([str(tmp_path / "leftImg8bit/val")]).label(0).tolist() == [[0, 1, 255, 1]]
+
+
+def test_map_of_the_networks_classes_is_taken_where_a_set_has_several(tmp_path: Path) -> None:
+    _city(tmp_path, "val/bonn/bonn_1", [[7, 22, 26, 31]])
+    data = open_dataset([str(tmp_path)], default=CITYSCAPES_16)
+    assert data.classes == CITYSCAPES_16
+    assert data.label(0).tolist() == [[0, 255, 12, 255]]  # terrain and train are none of the sixteen
+    labels = LabelFolder(tmp_path / "gtFine", default=CITYSCAPES_16)
+    assert labels["bonn_1_leftImg8bit"].tolist() == [[0, 255, 12, 255]]
+    assert len(open_dataset([str(tmp_path)], default=ROAD_CAR).classes) == 19
+
+
+def test_named_map_is_given_the_labels_that_it_reads(tmp_path: Path) -> None:
+    _city(tmp_path, "val/bonn/bonn_1", [[7, 26]])
+    cv2.imwrite(str(tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelTrainIds.png"), np.array([[0, 13]], np.uint8))
+    for name, car in (("cityscapes", 13), ("cityscapes-train-ids", 13), ("cityscapes-13", 9)):
+        assert open_dataset([str(tmp_path)], classes=name).label(0).tolist() == [[0, car]]
+    (tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelTrainIds.png").unlink()
+    with pytest.raises(LabelError, match="1 of 1 images have no label; .*labelTrainIds"):
+        open_dataset([str(tmp_path)], classes="cityscapes-train-ids")
+
+
+def test_named_classes_are_read_from_whichever_ids_there_are(tmp_path: Path) -> None:
+    _city(tmp_path, "val/bonn/bonn_1", [[7, 26]])
+    (tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelIds.png").unlink()
+    cv2.imwrite(str(tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelTrainIds.png"), np.array([[0, 13]], np.uint8))
+    assert open_dataset([str(tmp_path)], classes="cityscapes-13").label(0).tolist() == [[0, 9]]
+    assert LabelFolder(tmp_path / "gtFine", "cityscapes-13")["bonn_1"].tolist() == [[0, 9]]
+
+
+def test_map_of_another_set_is_refused(tmp_path: Path) -> None:
+    _city(tmp_path, "val/bonn/bonn_1", [[7, 26]])
+    with pytest.raises(UsageError, match="class map synthia is not for the labels beside .*; choose one of cityscapes"):
+        open_dataset([str(tmp_path)], classes="synthia")
+
+
+def test_set_without_a_map_of_the_networks_classes_is_read_by_its_own(tmp_path: Path) -> None:
+    for path in ("Rio/Images/Test/a.png", "Rio/Labels/Test/a_eval.png"):
+        (tmp_path / path).parent.mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "Rio/Images/Test/a.png"), np.zeros((1, 2, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "Rio/Labels/Test/a_eval.png"), np.array([[7, 12]], np.uint8))
+    data = open_dataset([str(tmp_path / "Rio")], default=CITYSCAPES_16)
+    assert (len(data.classes), data.label(0).tolist()) == (13, [[0, 255]])
+    labels = LabelFolder(tmp_path / "Rio/Labels/Test", default=CITYSCAPES_16)
+    assert labels["a.png"].tolist() == [[0, 255]]
+
+
+def test_gta5_pairs_of_two_sizes_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = _sequence(tmp_path / "gta5", {"00001": [[7, 34]], "00002": [[7, 26]], "00003": [[7, 0]]})
+    cv2.imwrite(str(tmp_path / "gta5/labels/00002.png"), np.zeros((2, 2), np.uint8))
+    data = open_dataset([path], classes="gta5")
+    assert data.names == ["gta5/00001", "gta5/00003"]
+    assert [data[i][1].tolist() for i in range(2)] == [[[0, 255]], [[0, 255]]]
+    assert "1 of 3 pairs are left out, since image and label differ in size; the first is gta5/00002" in caplog.text
+
+
+def test_renumbered_set_takes_each_class_to_its_place_by_name(tmp_path: Path) -> None:
+    part = open_dataset([_sequence(tmp_path / "s", {"a": [[0, 1, 9]]}, toml=TOML + "ignore_id = 9")])
+    wider = Classes(("car", "sky", "road"), ((0, 0, 0),) * 3)
+    data = Renumbered(part, wider)
+    assert data.classes == wider
+    assert data.names == part.names
+    assert len(data) == 1
+    assert data.label(0).tolist() == data[0][1].tolist() == [[2, 0, 255]]
+    assert data[0][0].tolist() == part[0][0].tolist()
+
+
+def test_renumbered_set_refuses_a_class_without_a_place(tmp_path: Path) -> None:
+    part = open_dataset([_sequence(tmp_path / "s", {"a": [[0, 1]]}, toml=TOML)])
+    with pytest.raises(LabelError, match="labels of classes road, car where car, sky are expected"):
+        Renumbered(part, Classes(("car", "sky"), ((0, 0, 0),) * 2))
 
 
 def test_scene_set_agrees_with_scene_source_frame_by_frame() -> None:

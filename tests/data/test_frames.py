@@ -221,3 +221,33 @@ def test_write_png_refuses_what_is_no_picture(tmp_path: Path, array: np.ndarray)
 def test_write_png_into_missing_folder_is_a_write_error(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="none"):
         frames.write_png(tmp_path / "none" / "a.png", np.zeros((4, 4), np.uint8))
+
+
+def test_read_label_takes_the_first_of_several_channels_where_asked(tmp_path: Path) -> None:
+    stored = np.zeros((1, 2, 3), np.uint16)
+    stored[0, :, 2], stored[0, :, 1] = (3, 21), 60_000  # BGR: class in red, instance in green
+    cv2.imwrite(str(tmp_path / "l.png"), stored)
+    assert frames.read_label(tmp_path / "l.png", first_channel=True).tolist() == [[3, 21]]
+    with pytest.raises(LabelError, match="3 channels"):
+        frames.read_label(tmp_path / "l.png")
+    stored[0, 0, 2] = 300
+    cv2.imwrite(str(tmp_path / "l.png"), stored)
+    with pytest.raises(LabelError, match="holds id 300"):
+        frames.read_label(tmp_path / "l.png", first_channel=True)
+
+
+def test_png_header_tells_size_and_colours_without_the_pixels(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "grey.png"), np.zeros((2, 5), np.uint8))
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.zeros((4, 3, 3), np.uint8))
+    (tmp_path / "head.png").write_bytes((tmp_path / "rgb.png").read_bytes()[:40])
+    sizes = [frames.png_size(tmp_path / f"{name}.png") for name in ("grey", "rgb", "head")]
+    assert sizes == [(2, 5), (4, 3), (4, 3)]
+    assert [frames.has_colours(tmp_path / f"{name}.png") for name in ("grey", "rgb")] == [False, True]
+
+
+def test_png_header_of_what_is_none_is_none(tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.bmp"), np.zeros((2, 5, 3), np.uint8))
+    (tmp_path / "b.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    for name in ("a.bmp", "b.png", "none.png"):
+        assert frames.png_size(tmp_path / name) is None
+        assert not frames.has_colours(tmp_path / name)

@@ -11,6 +11,7 @@ from edge_sfda.data.frames import Frame
 from edge_sfda.data.labels import labels_of
 from edge_sfda.data.scene import SCENE_CLASSES
 from edge_sfda.data.sources import open_source
+from edge_sfda.data.street_classes import CITYSCAPES_13
 from edge_sfda.errors import LabelError, UsageError
 from edge_sfda.manifest import Classes
 
@@ -40,6 +41,24 @@ def test_frame_without_a_label_has_none(tmp_path: Path) -> None:
     labels = labels_of("frames", _write(tmp_path / "l", np.zeros((4, 6), np.uint8)), None, CLASSES)
     assert labels is not None
     assert labels.of(Frame(FRAME.image, 1, 0.1, "b")) is None
+
+
+@pytest.mark.parametrize("folder", ["", "gt", "gt/fog/val"])
+def test_frames_of_a_published_set_find_their_labels_by_its_root_or_a_folder(tmp_path: Path, folder: str) -> None:
+    for sequence, value in (("GOPR0475", 13), ("GP010475", 0)):
+        stem = f"fog/val/{sequence}/{sequence}_frame_000041"
+        for path, array in (
+            (f"rgb_anon/{stem}_rgb_anon.png", np.zeros((4, 6, 3), np.uint8)),
+            (f"gt/{stem}_gt_labelTrainIds.png", np.full((4, 6), value, np.uint8)),
+        ):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(tmp_path / path), array)
+    frames = str(tmp_path / "rgb_anon/fog/val")
+    labels = labels_of(frames, str(tmp_path / folder), None, CITYSCAPES_13)
+    assert labels is not None
+    with open_source(frames) as source:
+        found = [labels.of(frame) for frame in source]
+    assert [None if label is None else int(label[0, 0]) for label in found] == [9, 0]  # car is the tenth of 13
 
 
 def test_folder_label_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_sfda.data import layouts
+from edge_sfda.data import layouts, trees
 from edge_sfda.errors import FrameError, LabelError, SourceError, UsageError
 
 # Nothing is opened by this module, so empty files will do.
@@ -14,6 +14,12 @@ def _touch(folder: Path, *names: str) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).touch()
+
+
+def _tree(folder: Path) -> tuple[list[layouts.Pair], str]:
+    copy = trees.find(folder)
+    assert copy is not None
+    return layouts.pair_up_tree(copy)
 
 
 def test_pair_up_pairs_stems_across_suffixes_in_natural_order(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def _city(root: Path, *stems: str, kind: str = "labelIds") -> None:
 
 def test_cityscapes_pairs_every_split_but_the_test_one(tmp_path: Path) -> None:
     _city(tmp_path, "train/ulm/ulm_1", "val/bonn/bonn_2", "test/bonn/bonn_3")
-    pairs, class_map = layouts.pair_up_cityscapes(tmp_path)
+    pairs, class_map = _tree(tmp_path)
     assert class_map == "cityscapes"
     assert [p.name for p in pairs] == ["train/ulm/ulm_1", "val/bonn/bonn_2"]
     assert pairs[0].image == tmp_path / "leftImg8bit/train/ulm/ulm_1_leftImg8bit.png"
@@ -104,27 +110,26 @@ def test_cityscapes_pairs_every_split_but_the_test_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inner", ["leftImg8bit/test", "leftImg8bit/test/bonn"])
 def test_cityscapes_split_or_city_can_be_named(tmp_path: Path, inner: str) -> None:
     _city(tmp_path, "train/ulm/ulm_1", "test/bonn/bonn_3")
-    assert [p.name for p in layouts.pair_up_cityscapes(tmp_path / inner)[0]] == ["test/bonn/bonn_3"]
+    assert [p.name for p in _tree(tmp_path / inner)[0]] == ["test/bonn/bonn_3"]
 
 
 def test_cityscapes_split_is_found_from_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _city(tmp_path, "train/ulm/ulm_1")
     monkeypatch.chdir(tmp_path / "leftImg8bit")
-    assert layouts.is_cityscapes(Path("train"))
-    assert layouts.pair_up_cityscapes(Path("train"))[0][0].label.is_file()
+    assert _tree(Path("train"))[0][0].label.is_file()
 
 
 def test_cityscapes_in_a_folder_of_the_same_name_finds_labels(tmp_path: Path) -> None:
     _city(tmp_path / "leftImg8bit", "train/ulm/ulm_1")
-    assert layouts.pair_up_cityscapes(tmp_path / "leftImg8bit")[0][0].label.is_file()
+    assert _tree(tmp_path / "leftImg8bit")[0][0].label.is_file()
 
 
 def test_cityscapes_train_ids_are_preferred_when_complete(tmp_path: Path) -> None:
     _city(tmp_path, "train/ulm/ulm_1", "train/ulm/ulm_2")
     _touch(tmp_path, "gtFine/train/ulm/ulm_1_gtFine_labelTrainIds.png")
-    assert layouts.pair_up_cityscapes(tmp_path)[1] == "cityscapes"
+    assert _tree(tmp_path)[1] == "cityscapes"
     _touch(tmp_path, "gtFine/train/ulm/ulm_2_gtFine_labelTrainIds.png")
-    pairs, class_map = layouts.pair_up_cityscapes(tmp_path)
+    pairs, class_map = _tree(tmp_path)
     assert class_map == "cityscapes-train-ids"
     assert pairs[1].label.name == "ulm_2_gtFine_labelTrainIds.png"
 
@@ -133,18 +138,18 @@ def test_cityscapes_image_without_label_is_named(tmp_path: Path) -> None:
     _city(tmp_path, "train/ulm/ulm_1", "train/ulm/ulm_3")
     _touch(tmp_path, "leftImg8bit/train/ulm/ulm_2_leftImg8bit.png")
     with pytest.raises(LabelError, match="1 of 3 images have no label; .*/gtFine/train/ulm/ulm_2_gtFine_labelIds.png"):
-        layouts.pair_up_cityscapes(tmp_path)
+        _tree(tmp_path)
 
 
 def test_cityscapes_without_images_raises(tmp_path: Path) -> None:
     (tmp_path / "leftImg8bit").mkdir()
     with pytest.raises(FrameError, match=r"holds no \*_leftImg8bit\.png"):
-        layouts.pair_up_cityscapes(tmp_path)
+        _tree(tmp_path)
 
 
-def test_other_layouts_are_not_cityscapes(tmp_path: Path) -> None:
+def test_other_layouts_are_no_trees(tmp_path: Path) -> None:
     _touch(tmp_path, "images/a.jpg", "labels/a.png")
-    assert not layouts.is_cityscapes(tmp_path)
+    assert trees.find(tmp_path) is None
 
 
 def test_label_files_are_keyed_by_stem_without_a_map(tmp_path: Path) -> None:
