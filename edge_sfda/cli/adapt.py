@@ -107,6 +107,16 @@ def adapt(
     lock_exposure: Annotated[
         bool, typer.Option("--lock-exposure", help="Of a V4L2 camera: hold what it has found over the first frames.")
     ] = False,
+    metrics: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            envvar="EDGE_SFDA_METRICS_PORT",
+            help="Of --camera: serve /metrics for Prometheus on this port of loopback.",
+            show_default=False,
+        ),
+    ] = None,
     device: options.Device = "auto",
     net: options.Net = None,
     as_json: options.Json = False,
@@ -145,6 +155,7 @@ def adapt(
             probes=probes,
             camera=asked,
             fast=fast,
+            metrics=metrics,
             device=device,
             net=net,
             as_json=as_json,
@@ -197,6 +208,7 @@ def _serve(
     probes: str | None,
     camera: CameraOptions,
     fast: bool,
+    metrics: int | None,
     device: str,
     net: str | None,
     as_json: bool,
@@ -238,6 +250,7 @@ def _serve(
             probes=probes,
             camera=camera,
             fast=fast,
+            metrics=metrics,
             as_json=as_json,
         )
     )

@@ -46,6 +46,7 @@ class Service:
         probes: folder of labelled probes, or None.
         camera: what is asked of a V4L2 camera.
         fast: take a recording as fast as it goes, every frame; else at its own rate, as a camera would give it.
+        metrics: port on loopback to serve `/metrics` on; None serves none.
         as_json: print events as JSON lines.
     """
 
@@ -62,6 +63,7 @@ class Service:
     probes: str | None
     camera: CameraOptions
     fast: bool
+    metrics: int | None
     as_json: bool
 
 
@@ -114,6 +116,10 @@ def serve(service: Service) -> None:
             adapt=service.adapt,
             events=Events(service.folder / EVENTS, listener=shown.event),
         )
+        if service.metrics is not None:
+            from edge_sfda.live.telemetry import Telemetry
+
+            stack.callback(Telemetry(loop.status, port=service.metrics).close)
         end = None if service.minutes is None else time.monotonic() + 60 * service.minutes
         manager = ServiceManager()
         told: list[bool] = []

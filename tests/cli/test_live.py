@@ -110,3 +110,26 @@ def test_camera_options_that_make_no_sense_are_usage_errors(
     assert ran.code == 2
     assert message in " ".join(ran.err.split())
     assert not (tmp_path / "run").exists()
+
+
+def test_metrics_are_served_while_it_runs(run_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edge_sfda.live import telemetry
+
+    asked = []
+
+    class Recorded(telemetry.Telemetry):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            asked.append(self.port)
+
+    monkeypatch.setattr(telemetry, "Telemetry", Recorded)
+    args = ("adapt", "--camera", SCENE, "--fast", "--limit", 2, "--model", MODEL, "-o", tmp_path / "run")
+    assert run_cli(*args, "--metrics", 0).code == 0
+    assert len(asked) == 1
+    taken = telemetry.Telemetry(lambda: None, port=0)
+    try:
+        ran = run_cli(*args, "--metrics", taken.port)
+    finally:
+        taken.close()
+    assert ran.code == 2
+    assert f"metrics cannot be served on 127.0.0.1:{taken.port}" in ran.err
