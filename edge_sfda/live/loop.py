@@ -106,6 +106,7 @@ class Loop:
         self._before_pause = self._phase
         self._detail = "learning is off" if config.mode == "off" else "looking at the first frames"
         self._step = Step(0, 0, _NAN, _NAN, 0.0)
+        self._shift_since = False  # the burst under way began
         self._retries = self._restarts = 0
         self._held = ""  # why the budget lets a burst under way wait
         self._sense_at = 0.0
@@ -258,6 +259,8 @@ class Loop:
         self.events.tell(change.value, spreads=self._trigger.score)
         if change is Change.SHIFT_FOUND and self._phase is Phase.WATCHING:
             self._collect("a shift was found")
+        elif change is Change.SHIFT_FOUND and self._phase is Phase.ADAPTING:
+            self._shift_since = True  # the burst learns what is no more
 
     def _collect(self, why: str) -> None:
         if self._phase in (Phase.OFF, Phase.ADAPTING):
@@ -329,6 +332,8 @@ class Loop:
             else:
                 self._end_worker()
                 self._on_judged(message) if isinstance(message, Judged) else self._on_failed(message)
+                if self._shift_since and self._phase is Phase.WATCHING:
+                    self._collect("a shift was found during the burst")
                 return
         self._hold_within_budget(worker)
         if not alive:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from edge_sfda import checkpoint
+from edge_sfda.adapt.trigger import Change
 from edge_sfda.config import GateConfig
 from edge_sfda.files import write_atomic
 from edge_sfda.live.capture import CaptureStatus
@@ -207,6 +208,20 @@ def test_pause_reaches_the_worker_and_resume_goes_on(make_loop: Make) -> None:
     assert fakes.made[0].paused == [True, False]
     assert phases[45] is Phase.PAUSED
     assert phases[-1] is Phase.ADAPTING
+
+
+def test_shift_during_a_burst_is_followed_by_another_burst(make_loop: Make) -> None:
+    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01), Step(2, 2, 0.5, 0.7, 0.01), _candidate], [])
+    run = make_loop(worker=fakes, gate=GATE)
+
+    def look(loop: Loop, count: int) -> None:
+        if loop.status().phase is Phase.ADAPTING and len(fakes.made) == 1:
+            loop._on_change(Change.SHIFT_FOUND)
+
+    _run(run, look)
+    assert [e["detail"] for e in run.told if e.get("phase") == "collecting"] == ["a shift was found during the burst"]
+    assert len(fakes.made) == 2
+    assert not {f.tobytes() for f in fakes.made[0].job.frames} & {f.tobytes() for f in fakes.made[1].job.frames}
 
 
 def test_rollback_goes_to_the_generation_before(make_loop: Make) -> None:
