@@ -233,7 +233,8 @@ class _Burst:
         self.begun = time.perf_counter()
         run.offline(method, list(torch.from_numpy(job.frames)), on_step=self._after_step)
         steps = job.adapt.burst.steps if method.trains else 0
-        vetoes, exported = self._export(method, manifest)
+        derived = self._save(method, steps)
+        vetoes, exported = self._export(method, derived)
         labelled = None
         if job.labelled is not None:
             labelled = LabelledProbes(*(torch.from_numpy(part) for part in job.labelled))
@@ -243,7 +244,6 @@ class _Burst:
             labelled=labelled,
             more_vetoes=[lambda name: vetoes if name == "adapted" and vetoes else None],
         )
-        derived = self._save(method, steps)
         import json
 
         return Judged(
@@ -278,7 +278,8 @@ class _Burst:
         from edge_sfda.runtime.export import ExportConfig, to_onnx
         from edge_sfda.runtime.parity import Sample, measure
 
-        model = to_onnx(method.deployed, manifest, ExportConfig())
+        # with logits, as a checkpoint gives them: a swap must take no output away
+        model = to_onnx(method.deployed, manifest, ExportConfig(logits=True))
         probes = self.job.probes[:4] if len(self.job.probes) else self.job.frames[:4]
         samples = [Sample(np.ascontiguousarray(probe[::-1].transpose(1, 2, 0))) for probe in probes]
         problems = measure(model, method.deployed, manifest, samples).problems()

@@ -18,6 +18,7 @@ from edge_sfda.data.frames import to_input
 from edge_sfda.data.sources import open_source
 from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Message, Step, Worker
 from edge_sfda.manifest import Manifest
+from edge_sfda.runtime.predict import Segmenter
 
 MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
 SHORT = {"burst": {"steps": 3, "batch": 2}, "statistics": {"frames": 8}, "reliability": {"warm_up": 1}}
@@ -94,6 +95,9 @@ def test_candidate_is_exported_and_proven(make_job: MakeJob, tmp_path: Path) -> 
     assert isinstance(judged, Judged)
     assert judged.onnx
     assert (tmp_path / "candidate.onnx").stat().st_size > 100_000
+    with Segmenter.load(MODEL) as segmenter:  # the source runs as a checkpoint
+        segmenter.swap(tmp_path / "candidate.onnx")
+        assert segmenter.info.checkpoint_sha256 == Manifest.from_json(judged.manifest).tensors_sha256
 
 
 def test_failure_comes_in_words(make_job: MakeJob, tmp_path: Path) -> None:
