@@ -21,7 +21,9 @@ try:
 except ModuleNotFoundError:  # Python 3.10, which JetPack 6 ships
     import tomli as tomllib  # type: ignore[import-not-found,no-redef,unused-ignore]
 
-METHODS = ("stvm", "none", "bn", "tent", "cotta", "mean-teacher", "threshold")
+METHODS = (
+    "stvm", "none", "bn", "tent", "eata", "sar", "rdumb", "roid", "cotta", "hamlet", "mean-teacher", "threshold",
+)  # fmt: skip
 
 
 def _check(name: str, value: float, low: float, high: float) -> None:
@@ -101,7 +103,7 @@ class ViewConfig:
     contrast: float = 0.2
     saturation: float = 0.2
     blur: float = 0.5  # probability of a 3x3 binomial blur
-    crop: float = 0.85  # side of the student's crop as a share of the frame's: work falls with its square
+    crop: float = 1.0  # side of the student's crop, a share of the frame's: a crop's statistics are not a frame's
 
     def __post_init__(self) -> None:
         _check("view.strength", self.strength, 0, 4)
@@ -122,9 +124,10 @@ class BurstConfig:
     weight_decay: float = 0.0
     affine_only: bool = True  # train scale and shift of the normalisation layers alone, as TENT does
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
-    entropy: float = 0.75  # share of the student's own entropy in the loss, in place of the teacher's label
+    entropy: float = 0.9  # share of the student's own entropy in the loss, in place of the teacher's label
     guard: bool = True  # deploy a mix with the source where its statistics already fit the target (adapt/guard.py)
-    frozen_stride: int = 0  # encoder layers up to this stride keep their weights: most of the backward pass lies there
+    frozen_stride: int = 2  # encoder layers up to this stride keep theirs: +0.0, and they cost a sixth of the step
+    scale: float = 1.0  # of a frame's sides within a step; .5 costs a quarter, and statistics still see whole frames
     online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
 
     def __post_init__(self) -> None:
@@ -135,6 +138,7 @@ class BurstConfig:
         _check("burst.weight_decay", self.weight_decay, 0, 1)
         _check("burst.entropy", self.entropy, 0, 1)
         _check("burst.frozen_stride", self.frozen_stride, 0, 32)
+        _check("burst.scale", self.scale, 0.25, 1)
         _check("burst.online_share", self.online_share, 0, 1)
 
 
@@ -256,14 +260,25 @@ class GateConfig:
 def preset(method: str) -> AdaptConfig:
     """Return the settings that go with a method: the peers' own where METHOD states them, else the defaults."""
     base = AdaptConfig(method=method)
-    if method == "tent":
+    if method in ("tent", "eata", "rdumb", "roid"):
         return dataclasses.replace(base, burst=BurstConfig(steps=150, batch=4, rate=1e-3, online_share=0.1))
+    if method == "sar":  # by plain gradient descent with momentum, as in its paper
+        return dataclasses.replace(base, burst=BurstConfig(steps=150, batch=4, rate=1e-2, online_share=0.1))
     if method == "cotta":
         # the paper's 0.999 needs a thousand steps to move
         return dataclasses.replace(
             base,
             teacher=TeacherConfig(flip=True, average_max=0.99),
             burst=BurstConfig(steps=80, batch=2, rate=1e-5),
+        )
+    if method == "hamlet":  # a plain mean teacher over all weights, with its paper's strong view
+        return dataclasses.replace(
+            base,
+            statistics=StatisticsConfig(prior=0.0),
+            view=ViewConfig(strength=1.0, crop=0.65),
+            burst=BurstConfig(
+                rate=3e-5, affine_only=False, batch_statistics=False, entropy=0.0, guard=False, frozen_stride=0
+            ),
         )
     return base
 
@@ -403,14 +418,16 @@ class BudgetConfig:
 
     share: float = 0.5  # of the time that learning runs; the rest it sleeps, which leaves a core for the masks
     seconds_per_hour: float = 900.0  # of learning: a burst of the lightweight net on one core is about a minute
-    memory_mb: float = 4096.0  # resident memory of the loop, above which no burst begins
+    memory_mb: float = 4096.0  # resident, of the loop and its worker: above it no burst begins, and one is given up
     celsius: float = 85.0  # of the hottest zone: boards throttle from about there on
+    watts: float = 10_000.0  # of the board, or of its GPUs: no bound unless somebody sets one, for a battery's sake
 
     def __post_init__(self) -> None:
         _check("budget.share", self.share, 0.01, 1)
         _check("budget.seconds_per_hour", self.seconds_per_hour, 0, 3600)
         _check("budget.memory_mb", self.memory_mb, 1, 10_000_000)
         _check("budget.celsius", self.celsius, 0, 1000)
+        _check("budget.watts", self.watts, 0, 10_000)
 
 
 MODES = ("off", "shadow", "recommend", "auto")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_sfda import config
-from edge_sfda.config import AdaptConfig
+from edge_sfda.config import AdaptConfig, BudgetConfig
 from edge_sfda.errors import ConfigError
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -88,6 +88,18 @@ class Profile:
             return config.from_dict(self.adapt, base=base)
         except ConfigError as error:
             raise ConfigError(f"adapt: {error}") from error
+
+    def bounds(self, share: float | None = None) -> BudgetConfig | None:
+        """Return what the loop may take of the board; None where it is to adapt never.
+
+        Args:
+            share: in place of the profile's own.
+        """
+        share = self.budget.share if share is None else share
+        if share == 0:
+            return None
+        hour, memory = self.budget.seconds_per_hour, self.budget.memory_mb
+        return BudgetConfig(share=share, seconds_per_hour=hour, memory_mb=memory)
 
 
 def names() -> list[str]:

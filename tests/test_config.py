@@ -73,7 +73,7 @@ def test_every_method_is_accepted(method: str) -> None:
 
 
 def test_unknown_method_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="method = 'dacs' is unknown; choose one of stvm, none, bn, tent, cotta"):
+    with pytest.raises(ConfigError, match="method = 'dacs' is unknown; choose one of stvm, none, bn, tent, eata"):
         AdaptConfig(method="dacs")
 
 

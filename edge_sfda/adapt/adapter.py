@@ -25,6 +25,8 @@ from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.normalisation import affine_parameters, batch_statistics, estimate
 from edge_sfda.ops.weighted_cross_entropy import weighted_cross_entropy
 
+_CELL = 32  # pixels: the deepest stride of the built-in networks
+
 
 class Adapter(Method):
     """teacher -> reliability -> mixing -> view -> student -> weighted loss -> the teacher's average.
@@ -86,7 +88,9 @@ class Adapter(Method):
         Raises:
             FrameError: of another dtype, shape or size than the network's input.
         """
-        view = self.teacher.predict(self._input(frames))
+        self._check(frames)
+        frames = self._shrunk(frames)
+        view = self.teacher.predict(self.normaliser(frames))
         weight, scalars = self._weigh(view)
         taught = frames, view.label, weight
         if self.config.mixing.enabled:
@@ -152,6 +156,14 @@ class Adapter(Method):
         self.share = float(own.fact("share"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
+
+    def _shrunk(self, frames: Tensor) -> Tensor:
+        """Return frames of the size that steps are taken at, uint8 still; sides are of whole cells of every stride."""
+        scale = self.config.burst.scale
+        if scale == 1:
+            return frames
+        size = [max(self.net.min_side, round(side * scale / _CELL) * _CELL) for side in frames.shape[-2:]]
+        return F.interpolate(frames.float(), size=size, mode="area").round().to(torch.uint8)
 
     def _loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         share = self.config.burst.entropy

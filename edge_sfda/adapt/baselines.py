@@ -1,4 +1,4 @@
-"""The peers behind the method's interface: none, BatchNorm statistics, TENT, CoTTA-style, and plain mean teachers.
+"""The peers behind the method's interface: none, BatchNorm statistics, CoTTA-style, and plain mean teachers.
 
 Each by its paper's rules as far as METHOD states them; `config.preset` holds the settings that go with each.
 """
@@ -15,14 +15,13 @@ from torch import Tensor
 
 from edge_sfda.adapt import state as states
 from edge_sfda.adapt.adapter import Adapter
-from edge_sfda.adapt.losses import entropy, soft_cross_entropy
+from edge_sfda.adapt.losses import soft_cross_entropy
 from edge_sfda.adapt.method import Method, StepReport
 from edge_sfda.adapt.state import State
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.config import AdaptConfig
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
-from edge_sfda.nets.normalisation import affine_parameters, batch_norms
 
 _THRESHOLD = 0.968  # DACS: a pixel is sure above this confidence
 
@@ -46,66 +45,6 @@ class Source(Statistics):
 
     def observe(self, frames: Tensor) -> None:
         """Leave the statistics alone."""
-
-
-class Tent(Method):
-    """Entropy minimisation over scale and shift alone (Wang et al., ICLR 2021).
-
-    Offline: statistics of each batch in the step, re-estimated over the target at the end. On a stream, where a step
-    sees one frame, whose statistics must not be used raw: the running ones.
-    """
-
-    def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
-        super().__init__(net, manifest, config)
-        net.requires_grad_(False)
-        affine = affine_parameters(net)
-        for parameter in affine:
-            parameter.requires_grad_(True)
-        # a network without affine normalisation has nothing to train; Adam refuses an empty list
-        self.optimizer = torch.optim.Adam(affine, lr=config.burst.rate) if affine else None
-        self.frames: Sequence[Tensor] = ()
-
-    def begin(self, frames: Sequence[Tensor]) -> None:
-        """Start from the source's weights; batches bring their own statistics, a stream a lower rate."""
-        self.frames = frames
-        if self.optimizer is not None and len(frames) == 0:
-            self.optimizer.param_groups[0]["lr"] = self.config.burst.rate * self.config.burst.online_share
-        for layer in batch_norms(self.net) if len(frames) > 0 else ():
-            layer.train()
-
-    def step(self, frames: Tensor) -> StepReport:
-        """Take one Adam step of the mean entropy."""
-        x = self._input(frames)
-        loss = entropy(self.net(x).logits).mean()
-        if self.optimizer is not None:
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        return StepReport(loss.detach())
-
-    def rejoin(self, frames: Sequence[Tensor]) -> None:
-        """Let batches bring their own statistics again, and know the frames of the end."""
-        self.begin(frames)
-
-    def state(self) -> State:
-        """Return the network and the moments."""
-        if self.optimizer is None:
-            return super().state()
-        rate = State(facts={"rate": self.optimizer.param_groups[0]["lr"]})  # a stream has another than a burst
-        return super().state().joined(tent=rate, optimizer=states.of_optimizer(self.optimizer))
-
-    def load_state(self, state: State) -> None:
-        """See `Method.load_state`."""
-        super().load_state(state)
-        if self.optimizer is not None:
-            self.optimizer.param_groups[0]["lr"] = float(state.fact("tent.rate"))
-            states.into_optimizer(self.optimizer, state.part("optimizer"))
-
-    def finish(self) -> None:
-        """Re-estimate the statistics under the new scales and shifts."""
-        self.net.eval()
-        self._begin_statistics(self.frames, blend=1.0)
-        super().finish()
 
 
 class Cotta(Method):

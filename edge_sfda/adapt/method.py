@@ -135,6 +135,10 @@ class Method(abc.ABC):
         self._observed += 1
 
     def _input(self, frames: Tensor) -> Tensor:
+        self._check(frames)
+        return self.normaliser(frames)
+
+    def _check(self, frames: Tensor) -> None:
         check_input(frames, self.net)
         pre = self.manifest.preprocessing
         if tuple(frames.shape[-2:]) != (pre.height, pre.width):
@@ -142,7 +146,6 @@ class Method(abc.ABC):
                 f"got frames of {tuple(frames.shape[-2:])}, the network's input is ({pre.height}, {pre.width}); "
                 "bring them there with data.frames.to_input"
             )
-        return self.normaliser(frames)
 
 
 def stack(frames: Sequence[Tensor]) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from edge_sfda.config import ProbeConfig
-from edge_sfda.data.datasets import LabelledSet
-from edge_sfda.data.frames import to_input
+from edge_sfda.data.datasets import LabelledSet, open_dataset
+from edge_sfda.data.frames import U8, to_input
 from edge_sfda.errors import FrameError, LabelError
 from edge_sfda.manifest import Manifest
 
@@ -131,3 +131,15 @@ class LabelledProbes:
             small = np.where(small == labelled.classes.ignore_id, manifest.classes.ignore_id, small)
             labels.append(torch.from_numpy(small.astype(np.uint8)))
         return LabelledProbes(torch.stack(frames), torch.stack(labels))
+
+
+def read_labelled(folder: str | None, manifest: Manifest) -> tuple[U8, U8] | None:
+    """Return the labelled probes of a folder as a worker takes them: frames [N, 3, H, W] and labels [N, H, W], uint8.
+
+    Raises:
+        UsageError, LabelError: see `open_dataset` and `LabelledProbes.of`.
+    """
+    if folder is None:
+        return None
+    made = LabelledProbes.of(open_dataset([folder]), manifest)
+    return made.frames.numpy(), made.labels.numpy()

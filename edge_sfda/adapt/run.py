@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from edge_sfda.adapt import baselines
+from edge_sfda.adapt import baselines, hamlet, roid, tent
 from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.method import Method, StepReport, stack
 from edge_sfda.config import AdaptConfig
@@ -19,8 +20,13 @@ _METHODS: dict[str, type[Method]] = {
     "stvm": Adapter,
     "none": baselines.Source,
     "bn": baselines.Statistics,
-    "tent": baselines.Tent,
+    "tent": tent.Tent,
+    "eata": tent.Eata,
+    "sar": tent.Sar,
+    "rdumb": tent.RDumb,
+    "roid": roid.Roid,
     "cotta": baselines.Cotta,
+    "hamlet": hamlet.Hamlet,
     "mean-teacher": baselines.MeanTeacher,
     "threshold": baselines.ThresholdTeacher,
 }
@@ -72,20 +78,24 @@ def offline(
 
 
 def learn_online(method: Method, frame: Tensor) -> StepReport:
-    """Learn from one frame of a stream, uint8 RGB [3, H, W], after it was predicted."""
+    """Learn from one frame of a stream, uint8 RGB [3, H, W], after it was predicted.
+
+    The method has begun, without frames: `method.begin(())`.
+    """
     batch = frame[None].to(method.device)
     method.observe(batch)
     return method.step(batch)
 
 
-def check_report(step: int, report: StepReport) -> dict[str, float]:
+def check_report(step: int, report: StepReport, *, trains: bool) -> dict[str, float]:
     """Return a report's numbers on the host.
 
     Raises:
-        DivergenceError: a method that trains has a loss that is infinite.
+        DivergenceError: a method that trains has a loss that is not finite; on a stream the weights would be lost for
+            good, and nobody would hear of it before its end.
     """
     row = {"loss": float(report.loss)} | {name: float(value) for name, value in report.scalars.items()}
-    if row["loss"] in (float("inf"), float("-inf")):
+    if trains and not math.isfinite(row["loss"]):
         raise DivergenceError(f"the loss of step {step} is {row['loss']}; lower burst.rate")
     return row
 

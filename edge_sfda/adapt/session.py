@@ -275,7 +275,7 @@ class Session:
         self.gauge.take(frame)
         start = time.perf_counter()
         report = run.learn_online(self.method, _tensor(frame, self.manifest))
-        row = run.check_report(step, report)
+        row = run.check_report(step, report, trains=self.method.trains)
         seconds = time.perf_counter() - start
         self.watch.row({"step": step} | row | self.gauge.so_far())
         return seconds
@@ -287,7 +287,7 @@ class Session:
         def on_step(step: int, report: StepReport) -> None:
             nonlocal taken
             taken = step
-            watch.row({"step": step} | run.check_report(step, report))
+            watch.row({"step": step} | run.check_report(step, report, trains=True))
             watch.stage("adapting", step, total)
             if watch.stop():
                 raise _Stopped
@@ -379,11 +379,19 @@ class _Gauge:
         return Predictor(self.method.deployed, self.manifest)(frame.image)
 
     def _sample(self, frame: Frame, before: U8, after: U8, label: U8 | None) -> Sample:
-        return Sample(frame, before, after, label, _reliability(self.method, _tensor(frame, self.manifest)))
+        return Sample(frame, before, after, label, reliability_of(self.method, _tensor(frame, self.manifest)))
 
 
-def _reliability(method: Method, frame: Tensor) -> npt.NDArray[np.float32] | None:
-    """Return the reliability of the teacher's label, float32 [h, w]; None where the method has no such thing."""
+def reliability_of(method: Method, frame: Tensor) -> npt.NDArray[np.float32] | None:
+    """Return the reliability of the teacher's label of a frame, leaving everything as it was.
+
+    Args:
+        method: under way.
+        frame: uint8 RGB [3, H, W], of the network's input size.
+
+    Returns:
+        float32 [h, w] of 0..1; None where the method has no such thing, or has not looked at any frame yet.
+    """
     if not isinstance(method, Adapter) or method.reliability is None:
         return None
     with torch.no_grad():

@@ -42,7 +42,7 @@ class StrongView:
             return frames.float(), label, weight
         views = [self._geometry(*item) for item in zip(frames, label, weight, strict=True)]
         cut_frames, cut_label, cut_weight = (torch.stack(part) for part in zip(*views, strict=True))
-        return self._photometry(cut_frames.float()), cut_label, cut_weight
+        return self.photometry(cut_frames.float()), cut_label, cut_weight
 
     def state(self) -> State:
         """Return the state of the draws."""
@@ -75,7 +75,8 @@ class StrongView:
         length = side if length >= side or self.config.crop == 1 else length
         return int(self.rng.integers(0, side - length + 1)), length
 
-    def _photometry(self, x: Tensor) -> Tensor:
+    def photometry(self, x: Tensor) -> Tensor:
+        """Return frames float 0..255 [B, 3, H, W] in other colours and blurred; no pixel is moved."""
         config, count = self.config, x.shape[0]
         ranges = np.array([config.brightness, config.contrast, config.saturation]) * config.strength
         factors = 1 + self.rng.uniform(-1, 1, (count, 3)) * np.minimum(ranges, 0.9)

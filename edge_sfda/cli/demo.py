@@ -41,7 +41,7 @@ def demo(
     # another street is measured than learned from, and the source network has seen neither
     learn, measure = (f"scene:{domain}?frames={n}&seed={street}&fps=2" for n, street in ((96, 7), (48, 21)))
     settings = config.from_dict({"seed": seed})
-    network, manifest = load(model, device=options.resolve_device(device))
+    network, manifest = load(model, device=device)
     labels = labels_of(measure, None, None, manifest.classes)
     run = RunFolder(out)
     run.write_config(config.to_toml(settings))

@@ -49,7 +49,7 @@ def evaluate(
     from edge_sfda.report.run_folder import make_folder
     from edge_sfda.train import evaluation
 
-    network, manifest = load(checkpoint, allow=net, device=options.resolve_device(device))
+    network, manifest = load(checkpoint, allow=net, device=device)
     labelled = open_dataset(data, classes=classes, default=manifest.classes)
     counted = _counted(over, labelled.classes, manifest.classes)
     if labelled.classes.names != manifest.classes.names:

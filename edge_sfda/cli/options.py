@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from edge_sfda.errors import UsageError
-
 Checkpoint = Annotated[Path, typer.Argument(help="Checkpoint (.safetensors).", show_default=False)]
 Artefact = Annotated[
     Path,
@@ -39,21 +37,3 @@ def examples(*lines: str) -> str:
     # the help renderer joins lines and keeps paragraphs
     shown = (f"[dim]{line}[/dim]" if line.startswith("#") else f"[cyan]{line}[/cyan]" for line in lines)
     return "\n\n".join(["[bold]Examples[/bold]", *shown])
-
-
-def resolve_device(name: str) -> str:
-    """Return a device that torch has.
-
-    Raises:
-        UsageError: it is not one of torch's names, or not on this machine: nothing falls back in silence.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name} cannot be used here ({reason}); choose cpu or auto") from error
-    return name

@@ -73,7 +73,7 @@ def train_source(
     check_same_classes(chooses.classes, labelled.classes)
     spec = NetSpec(arch, 0 if ":" in arch else stride, encoder_layer)
     pre = _preprocessing(size, labelled)
-    net = _build(spec, len(labelled.classes), imagenet=imagenet, seed=seed, device=options.resolve_device(device))
+    net = _build(spec, len(labelled.classes), imagenet=imagenet, seed=seed, device=device)
     make_folder(out.parent)  # an unwritable place is known before the first epoch, not after it
     manifest = Manifest(spec, labelled.classes, pre, class_weight=prepare(train, config))
     trainer = Trainer(net, manifest, train, chooses, config=config, out=out)
@@ -101,6 +101,7 @@ def _build(spec: NetSpec, classes: int, *, imagenet: bool, seed: int, device: st
     import torch
 
     from edge_sfda.nets import build
+    from edge_sfda.nets.device import resolve
     from edge_sfda.nets.fpn import FpnNet
     from edge_sfda.nets.pretrained import load_imagenet
 
@@ -109,7 +110,7 @@ def _build(spec: NetSpec, classes: int, *, imagenet: bool, seed: int, device: st
     if imagenet and spec.architecture == "lite0":
         assert isinstance(net, FpnNet)
         load_imagenet(net)
-    return net.to(device)
+    return net.to(resolve(device))
 
 
 def _fit(trainer: Trainer, epochs: int, curves_path: Path) -> None:

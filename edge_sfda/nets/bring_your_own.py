@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from edge_sfda.errors import NetError
 from edge_sfda.manifest import NetSpec
 from edge_sfda.nets.contract import Prediction, SegmentationNet
+from edge_sfda.nets.normalisation import secure_group_norms
 
 _LOGIT_KEYS = ("out", "logits", "sem_seg", "pred")  # torchvision, transformers, detectron2, others
 
@@ -43,7 +44,7 @@ class Hooked(SegmentationNet):
         self.classes = classes
         self.register_buffer("logit_offset", torch.zeros(classes))
         self._feature: Tensor | None = None
-        self._has_group_norm = any(isinstance(m, nn.GroupNorm) for m in net.modules())
+        secure_group_norms(net)
         modules = dict(net.named_modules())
         if encoder_layer not in modules or not encoder_layer:
             near = ", ".join(sorted(name for name in modules if name and name.count(".") < 2)[:12])
@@ -54,10 +55,6 @@ class Hooked(SegmentationNet):
 
     def forward(self, x: Tensor) -> Prediction:
         """Return the network's own logits and the hooked feature for `x` [B, 3, H, W]."""
-        if self._has_group_norm and torch.is_grad_enabled() and not x.requires_grad:
-            # torch 2.13's GroupNorm, channels last on a CPU, ends the process in backward when its input needs no
-            # gradient, as with all layers before it frozen; a copy, since a leaf would forbid work in place
-            x = x.detach().requires_grad_().clone()
         logits = _find_logits(self.net(x))
         # before the offset is added, which would stretch logits of one class, or without a place, over all classes
         if logits.ndim != 4 or logits.shape[1] != self.classes:

@@ -11,6 +11,7 @@ from edge_sfda.errors import CheckpointError, NetError
 from edge_sfda.manifest import Manifest, NetSpec
 from edge_sfda.nets import bring_your_own, fpn
 from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.nets.device import resolve
 
 _BUILT_IN = {"lite0": fpn.lite0, "nano": fpn.nano}
 
@@ -42,7 +43,9 @@ def load(path: str | Path, *, allow: str | None = None, device: str = "cpu") -> 
     Raises:
         CheckpointError: unreadable, damaged, or the tensors do not fit the architecture it names.
         NetError: see `build`.
+        UsageError: the device, `auto` for a GPU where there is one, is not here.
     """
+    place = resolve(device)
     loaded = checkpoint.load(Path(path))
     manifest = loaded.manifest
     if manifest.provenance.get("kind") == "resume":
@@ -55,4 +58,4 @@ def load(path: str | Path, *, allow: str | None = None, device: str = "cpu") -> 
         raise CheckpointError(
             f"{path} does not fit {manifest.net.architecture} of {len(manifest.classes)} classes: {lines[-1].strip()}"
         ) from error
-    return net.eval().to(device), manifest
+    return net.eval().to(place), manifest

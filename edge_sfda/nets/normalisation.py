@@ -17,6 +17,33 @@ def batch_norms(net: nn.Module) -> list[_BatchNorm]:
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
+def running(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the running mean and variance of a layer that `batch_norms` returned: the tensors themselves, [C] each."""
+    assert layer.running_mean is not None, "batch_norms keeps only layers with running statistics"
+    assert layer.running_var is not None, "they come together"
+    return layer.running_mean, layer.running_var
+
+
+def secure_group_norms(net: nn.Module) -> None:
+    """Keep torch from crashing on a CPU where a GroupNorm is trained and what lies before it is not.
+
+    Its backward pass over `channels_last` writes a gradient of the input that nobody asked for through a null pointer
+    (torch 2.13). From now on such a layer is given its input in the plain layout.
+    """
+    for layer in net.modules():
+        if isinstance(layer, nn.GroupNorm):
+            layer.register_forward_pre_hook(_plain_layout)
+
+
+def _plain_layout(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    x = inputs[0]
+    if not torch.is_grad_enabled() or x.device.type != "cpu" or x.requires_grad:
+        return None  # as in every forward of inference
+    if not any(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
+        return None
+    return (x.contiguous(), *inputs[1:])
+
+
 @contextmanager
 def _collecting(net: nn.Module, momentum: float | None) -> Iterator[list[_BatchNorm]]:
     """BatchNorm layers, and they alone, in train mode with `momentum`; all as before afterwards."""
@@ -50,15 +77,15 @@ def estimate(net: nn.Module, batches: Iterable[Tensor], *, blend: float) -> None
     layers = batch_norms(net)
     if blend == 0 or not layers:
         return
-    old = [(_stat(m.running_mean).clone(), _stat(m.running_var).clone()) for m in layers]
+    old = [tuple(statistic.clone() for statistic in running(layer)) for layer in layers]
     with _collecting(net, None):  # momentum None: the plain average over batches
         for layer in layers:
             layer.reset_running_stats()
         for x in batches:
             net(x)
-    for layer, (mean, var) in zip(layers, old, strict=True):
-        _stat(layer.running_mean).lerp_(mean, 1 - blend)
-        _stat(layer.running_var).lerp_(var, 1 - blend)
+    for layer, before in zip(layers, old, strict=True):
+        for statistic, value in zip(running(layer), before, strict=True):
+            statistic.lerp_(value, 1 - blend)
 
 
 @contextmanager
@@ -96,8 +123,3 @@ def affine_parameters(net: nn.Module) -> list[nn.Parameter]:
     """Return scale and shift of every normalisation layer that has them (BatchNorm, GroupNorm, LayerNorm)."""
     kinds = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
     return [p for m in net.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)]
-
-
-def _stat(value: Tensor | None) -> Tensor:
-    assert value is not None, "batch_norms keeps only layers with running statistics"
-    return value

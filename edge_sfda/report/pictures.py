@@ -1,10 +1,7 @@
-"""Pictures of reliability and confusion; all are HWC uint8 BGR, ready for `data.frames.write_png`."""
+"""The picture of a confusion matrix; HWC uint8 BGR, ready for `data.frames.write_png`."""
 
 from __future__ import annotations
 
-from typing import Any, cast
-
-import cv2
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -12,34 +9,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from edge_sfda.errors import FrameError, LabelError
+from edge_sfda.errors import LabelError
 from edge_sfda.manifest import Classes
 
 U8 = npt.NDArray[np.uint8]
 
-_UNKNOWN = 160  # grey of pixels without a reliability; no colour of viridis is grey
 _NUMBERS_UP_TO = 20  # classes; beyond that the numbers in a confusion matrix cannot be read
-
-
-def heat(reliability: npt.NDArray[np.floating[Any]]) -> U8:
-    """Paint values of 0..1 from dark blue (0) to yellow (1), in steps that look even (viridis); NaN becomes grey.
-
-    Args:
-        reliability: HW float; values outside 0..1 are clipped.
-
-    Returns:
-        HWC uint8 BGR.
-
-    Raises:
-        FrameError: `reliability` is not HW.
-    """
-    if reliability.ndim != 2 or reliability.size == 0:
-        raise FrameError(f"reliability of shape {reliability.shape}, expected (height, width)")
-    known = np.isfinite(reliability)
-    level = np.round(np.clip(np.where(known, reliability, 0.0), 0, 1) * 255).astype(np.uint8)
-    painted = cast(U8, cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS))
-    painted[~known] = _UNKNOWN
-    return painted
 
 
 def confusion_picture(counts: npt.NDArray[np.int64], classes: Classes) -> U8:

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sfda.data.frames import mask_to_size
-from edge_sfda.data.paint import overlay
+from edge_sfda.data.paint import heat, overlay
 from edge_sfda.errors import UsageError
 from edge_sfda.manifest import Classes
-from edge_sfda.report.pictures import heat
 from edge_sfda.report.text import BAD, FAINT, GOOD, SOFT, Sheet, shorten, text_width
 
 U8 = npt.NDArray[np.uint8]

@@ -317,6 +317,31 @@ def test_weight_is_the_product_of_what_is_on(
     torch.testing.assert_close(report.scalars["weight"], expected)
 
 
+def test_steps_at_half_scale_see_half_the_sides_and_statistics_whole_frames(
+    adapter: Make, frames: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = adapter({"burst": {"scale": 0.5, "steps": 2, "batch": 2, "batch_statistics": True, "guard": False}})
+    taught: list[Tensor] = []
+    predict = method.teacher.predict
+
+    def spied(x: Tensor) -> Any:
+        taught.append(x)
+        return predict(x)
+
+    monkeypatch.setattr(method.teacher, "predict", spied)
+    offline(method, frames)
+    # the metric network's warm-up is at full size; sides are of whole cells of 32 pixels
+    assert {tuple(x.shape[-2:]) for x in taught} == {(64, 96), (32, 64)}
+    small = F.interpolate(torch.stack(frames).float(), size=(32, 64), mode="area").round()
+    expected = list(method.normaliser(small))
+    seen = [one for batch in taught if batch.shape[-1] == 64 for one in batch]
+    assert len(seen) == 4
+    assert all(any(torch.allclose(one, x) for x in expected) for one in seen)
+    whole = copy.deepcopy(method.deployed)
+    estimate(whole, method._batches(frames), blend=1.0)
+    assert _same(_state(whole), _state(method.deployed))
+
+
 def test_rate_follows_the_burst(adapter: Make, frames: list[Tensor]) -> None:
     method = adapter(ALL_OFF, {"burst": {"warm_up": 1, "steps": 4, "rate": 0.01}})
     method.begin(frames)

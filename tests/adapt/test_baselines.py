@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +14,7 @@ from torch import Tensor, nn
 from edge_sfda.adapt import run
 from edge_sfda.adapt.method import Method
 from edge_sfda.config import AdaptConfig, BurstConfig, MixingConfig, StatisticsConfig, TeacherConfig, ViewConfig
-from edge_sfda.manifest import Manifest
-from edge_sfda.nets import Predictor, SegmentationNet
+from edge_sfda.nets import SegmentationNet
 from edge_sfda.nets.bring_your_own import Hooked
 from edge_sfda.nets.normalisation import affine_parameters, estimate
 
@@ -139,18 +137,6 @@ def test_tent_s_statistics_are_those_of_the_target_under_the_new_weights(method:
     expected = copy.deepcopy(tent.deployed)
     estimate(expected, [tent.normaliser(torch.stack(frames))], blend=1.0)
     assert _changed(tent.deployed, expected.state_dict()) == set()
-
-
-def test_predicting_in_the_midst_of_tent_does_not_change_its_steps(
-    method: Make, make_manifest: Callable[..., Manifest], frames: list[Tensor]
-) -> None:
-    plain, watched = method("tent"), method("tent")
-    run.offline(plain, frames)
-    image = np.zeros((64, 64, 3), np.uint8)
-    run.offline(
-        watched, frames, on_step=lambda step, report: Predictor(watched.deployed, make_manifest())(image) and None
-    )
-    assert _changed(plain.deployed, watched.deployed.state_dict()) == set()
 
 
 def test_tent_on_a_stream_uses_running_statistics(method: Make, frames: list[Tensor]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from edge_sfda.adapt import adapter, baselines, run
+from edge_sfda.adapt import adapter, baselines, hamlet, roid, run, tent
 from edge_sfda.adapt.method import Method, StepReport, burst_factor, check_finite, stack
 from edge_sfda.config import METHODS, AdaptConfig, StatisticsConfig
 from edge_sfda.errors import DivergenceError, FrameError
@@ -70,7 +70,12 @@ def test_step_of_the_adapter_takes_frames_alone() -> None:
 
 def test_nothing_that_drives_or_is_a_method_takes_a_label_or_a_source_image() -> None:
     functions = [run.make, run.offline, run.learn_online]
-    kinds = [kind for module in (adapter, baselines) for kind in vars(module).values() if isinstance(kind, type)]
+    kinds = [
+        kind
+        for module in (adapter, baselines, hamlet, tent, roid)
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+    ]
     methods = [kind for kind in kinds if issubclass(kind, Method)]
     assert len(methods) >= 7
     functions += [f for kind in methods for name, f in vars(kind).items() if inspect.isfunction(f) and name[0] != "_"]

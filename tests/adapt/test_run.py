@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda import checkpoint, nets
-from edge_sfda.adapt import baselines, run
+from edge_sfda.adapt import baselines, hamlet, roid, run, tent
 from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.method import Method, StepReport
 from edge_sfda.config import METHODS, AdaptConfig, BurstConfig, ReliabilityConfig, StatisticsConfig
@@ -105,8 +105,13 @@ def test_every_method_of_the_configuration_is_made(make_toy: Make, make_manifest
         "stvm": Adapter,
         "none": baselines.Source,
         "bn": baselines.Statistics,
-        "tent": baselines.Tent,
+        "tent": tent.Tent,
+        "eata": tent.Eata,
+        "sar": tent.Sar,
+        "rdumb": tent.RDumb,
+        "roid": roid.Roid,
         "cotta": baselines.Cotta,
+        "hamlet": hamlet.Hamlet,
         "mean-teacher": baselines.MeanTeacher,
         "threshold": baselines.ThresholdTeacher,
     }
@@ -261,14 +266,14 @@ def test_network_of_your_own_follows_a_stream(name: str, norm: str, make_manifes
 
 def test_report_is_read_as_numbers() -> None:
     report = StepReport(torch.tensor(0.5), {"rate": torch.tensor(2.0), "weight": torch.tensor(0.25)})
-    assert run.check_report(3, report) == {"loss": 0.5, "rate": 2.0, "weight": 0.25}
+    assert run.check_report(3, report, trains=True) == {"loss": 0.5, "rate": 2.0, "weight": 0.25}
 
 
 def test_loss_that_a_method_does_not_have_is_nan() -> None:
-    assert math.isnan(run.check_report(1, StepReport(torch.tensor(math.nan)))["loss"])
+    assert math.isnan(run.check_report(1, StepReport(torch.tensor(math.nan)), trains=False)["loss"])
 
 
-@pytest.mark.parametrize("loss", [math.inf, -math.inf])
-def test_infinite_loss_is_a_divergence(loss: float) -> None:
-    with pytest.raises(DivergenceError, match="the loss of step 7 is -?inf; lower burst.rate"):
-        run.check_report(7, StepReport(torch.tensor(loss)))
+@pytest.mark.parametrize("loss", [math.inf, -math.inf, math.nan])
+def test_loss_that_is_not_finite_is_a_divergence(loss: float) -> None:
+    with pytest.raises(DivergenceError, match="the loss of step 7 is (-?inf|nan); lower burst.rate"):
+        run.check_report(7, StepReport(torch.tensor(loss)), trains=True)

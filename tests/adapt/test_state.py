@@ -19,7 +19,7 @@ from edge_sfda.errors import CheckpointError, DivergenceError
 from edge_sfda.manifest import Manifest
 
 STEPS, CUT = 20, 10
-METHODS = ["stvm", "tent", "cotta", "mean-teacher", "threshold", "bn"]
+METHODS = ["stvm", "tent", "eata", "sar", "rdumb", "roid", "cotta", "hamlet", "mean-teacher", "threshold", "bn"]
 
 Make = Callable[[], Method]
 

@@ -79,7 +79,7 @@ def test_size_is_the_networks_input(run_cli, tmp_path: Path) -> None:
         (("--epochs", "0"), "epochs = 0 must lie in"),
         (("--rate", "nan"), "rate = nan must lie in"),
         (("--val", "scene:nowhere"), "unknown scene domain 'nowhere'"),
-        (("--device", "toaster"), "--device toaster cannot be used"),
+        (("--device", "toaster"), "device toaster cannot be used"),
     ],
 )
 def test_wrong_setting_exits_2_and_leaves_nothing(run_cli, tmp_path: Path, args, message: str) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -172,3 +174,27 @@ def test_affine_parameters_are_those_of_every_kind_of_normalisation_and_of_nothi
     net = nn.Sequential(nn.Conv2d(2, 2, 1), batch, group, layer, nn.BatchNorm2d(2, affine=False))
     expected = [batch.weight, batch.bias, group.weight, group.bias, layer.weight, layer.bias]
     assert [id(p) for p in affine_parameters(net)] == [id(p) for p in expected]
+
+
+CRASH = """
+import torch
+from torch import nn
+from edge_sfda.nets.normalisation import secure_group_norms
+
+torch.manual_seed(0)
+layers = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.GroupNorm(2, 8))
+layers[0].requires_grad_(False)
+secure_group_norms(layers)
+x, g = torch.randn(4, 3, 17, 23), torch.randn(4, 8, 17, 23)
+trained = [p for p in layers.parameters() if p.requires_grad]
+expected = torch.autograd.grad((layers(x) * g).sum(), trained)
+found = torch.autograd.grad((layers(x.to(memory_format=torch.channels_last)) * g).sum(), trained)
+torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+layers(x.to(memory_format=torch.channels_last)).sum().backward()
+"""
+
+
+def test_group_norm_behind_frozen_layers_does_not_crash_the_process() -> None:
+    # in a process of its own: without the remedy it is a segmentation fault
+    done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

@@ -3,25 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_sfda.errors import FrameError, LabelError
+from edge_sfda.errors import LabelError
 from edge_sfda.manifest import Classes
-from edge_sfda.report.pictures import confusion_picture, heat
+from edge_sfda.report.pictures import confusion_picture
 
 CLASSES = Classes(("road", "sky", "car"), ((10, 20, 30), (200, 100, 0), (0, 0, 255)))
-
-
-def test_heat_runs_from_dark_to_light_and_greys_what_is_not_known() -> None:
-    painted = heat(np.array([[0.0, 0.5, 1.0, np.nan, 7.0, -1.0]])).astype(int)
-    dark, middle, light, unknown, above, below = painted[0].tolist()
-    assert sum(dark) < sum(middle) < sum(light)
-    assert unknown == [160, 160, 160]
-    assert above == light
-    assert below == dark
-
-
-def test_heat_refuses_a_map_with_channels() -> None:
-    with pytest.raises(FrameError, match="expected \\(height, width\\)"):
-        heat(np.zeros((2, 2, 1)))
 
 
 def test_confusion_picture_is_darker_where_pixels_are() -> None:
