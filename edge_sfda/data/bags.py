@@ -5,6 +5,7 @@ Needs the package `rosbags` (extra `bags`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_sfda.data.frames import U8, Frame, FrameSource
+from edge_sfda.data.frames import U8, Frame, FrameSource, Stamp
 from edge_sfda.data.ros_images import COMPRESSED, IMAGE, decode, to_bgr
 from edge_sfda.errors import SourceError, UsageError, WriteError
+from edge_sfda.files import rename_folder
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 SUFFIXES = (".mcap", ".db3", ".bag")
 
 _TOPIC = "?topic="
+_MCAP = ".mcap"
 
 
 def is_bag(spec: str) -> bool:
@@ -109,7 +112,8 @@ class BagSource(FrameSource):
         nanoseconds = stamp.sec * 1_000_000_000 + stamp.nanosec or recorded
         seq = self._seq
         self._seq += 1
-        return Frame(image, seq, nanoseconds / 1e9, f"{self.path.stem}-{seq:06d}")
+        origin = Stamp(nanoseconds, message.header.frame_id)
+        return Frame(image, seq, nanoseconds / 1e9, f"{self.path.stem}-{seq:06d}", origin)
 
     def close(self) -> None:
         """Close the bag; no more frames come."""
@@ -122,25 +126,27 @@ class BagSource(FrameSource):
 class BagWriter:
     """Writes masks as a ROS 2 bag (mcap): `sensor_msgs/Image` of encoding mono8, one a frame.
 
-    The bag is written beside `path` and takes its name when it is whole; left by an exception, it is removed.
+    The bag is written beside `path` and takes its name when it is whole; left by an exception, it is removed, but
+    an interrupt keeps what there is.
 
     Args:
-        path: a folder that does not exist yet, as ROS 2 has its bags.
+        path: what does not exist yet: a folder, as ROS 2 has its bags, or with the suffix .mcap its one file alone.
         topic: of the masks.
-        frame_id: of the headers.
 
     Raises:
         UsageError: there is something at `path`.
         WriteError: the bag cannot be written.
     """
 
-    def __init__(self, path: Path, *, topic: str = "/segmentation/mask", frame_id: str = "camera") -> None:
-        from rosbags.rosbag2 import StoragePlugin, Writer
-        from rosbags.typesys import Stores, get_typestore
-
+    def __init__(self, path: Path, *, topic: str = "/segmentation/mask") -> None:
+        try:
+            from rosbags.rosbag2 import StoragePlugin, Writer
+            from rosbags.typesys import Stores, get_typestore
+        except ImportError as error:
+            raise WriteError(f"writing the bag {path} needs pip install 'edge-sfda[bags]'") from error
         if path.exists():
             raise UsageError(f"{path} exists already; name a bag that does not, or remove it")
-        self.path, self.frame_id = path, frame_id
+        self.path = path
         self._part = path.with_name(path.name + ".part")
         self._store = get_typestore(Stores.ROS2_HUMBLE)
         try:
@@ -151,17 +157,17 @@ class BagWriter:
             raise WriteError(f"cannot write bag {path}: {error.strerror}; check the folder") from error
         self._connection = self._writer.add_connection(topic, IMAGE, typestore=self._store)
 
-    def write(self, mask: U8, captured_at: float) -> None:
-        """Add a mask, HW uint8, with the time of its frame in seconds.
+    def write(self, mask: U8, frame: Frame) -> None:
+        """Add a mask, HW uint8, with the stamp of its frame; one without has its time in seconds, of no coordinates.
 
         Raises:
             WriteError: the disk is full.
         """
         types = self._store.types
-        nanoseconds = round(captured_at * 1e9)
+        nanoseconds, frame_id = frame.stamp or Stamp(round(frame.captured_at * 1e9), "")
         stamp = types["builtin_interfaces/msg/Time"](sec=nanoseconds // 10**9, nanosec=nanoseconds % 10**9)
         message = types[IMAGE](
-            header=types["std_msgs/msg/Header"](stamp=stamp, frame_id=self.frame_id),
+            header=types["std_msgs/msg/Header"](stamp=stamp, frame_id=frame_id),
             height=mask.shape[0],
             width=mask.shape[1],
             encoding="mono8",
@@ -180,16 +186,24 @@ class BagWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
+        if kind is not None and not issubclass(kind, KeyboardInterrupt):
             self._writer.abort()
             _remove(self._part)
             return
         try:
             self._writer.close()
-            self._part.rename(self.path)
+            self._publish()
         except OSError as failure:
-            _remove(self._part)
             raise WriteError(f"cannot write bag {self.path}: {failure.strerror}; make room") from failure
+        finally:
+            _remove(self._part)  # where it did not become the bag
+
+    def _publish(self) -> None:
+        """Give the whole bag its name, once the disk has it."""
+        (data,) = self._part.glob(f"*{_MCAP}")
+        with data.open("rb") as written:
+            os.fsync(written.fileno())
+        rename_folder(data if self.path.suffix.lower() == _MCAP else self._part, self.path)
 
 
 def _open(path: Path) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import cv2
 import numpy as np
@@ -36,6 +36,18 @@ _JPEG_END = b"\xff\xd9"
 _TAIL = 32768  # bytes in which a whole JPEG shows its end marker; cameras append data after it
 
 
+class Stamp(NamedTuple):
+    """What a ROS header says of a frame, carried through to its mask: exact, as messages are matched by it.
+
+    Args:
+        nanoseconds: since the epoch of whoever stamped it.
+        frame_id: of the coordinate frame.
+    """
+
+    nanoseconds: int
+    frame_id: str
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One picture as it came from a source.
@@ -45,12 +57,14 @@ class Frame:
         seq: number of the frame in its source, from 0; a live source that drops frames leaves gaps.
         captured_at: seconds; position in the recording, or the monotonic clock of a live source.
         name: what to call results after: the file's stem, or empty.
+        stamp: of a ROS message; None of every other source.
     """
 
     image: U8
     seq: int
     captured_at: float
     name: str = ""
+    stamp: Stamp | None = None
 
     @property
     def height(self) -> int:

@@ -1,16 +1,20 @@
-"""Class ids made visible: palette colours, alone or over a frame. HWC uint8 BGR, ready for `data.frames.write_png`."""
+"""Class ids and reliability made visible: palette colours, alone or over a frame; heat. HWC uint8 BGR."""
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
 from edge_sfda.data.frames import check_frame
-from edge_sfda.errors import LabelError
+from edge_sfda.errors import FrameError, LabelError
 from edge_sfda.manifest import Classes
 
 U8 = npt.NDArray[np.uint8]
+
+_UNKNOWN = 160  # grey of pixels without a value; no colour of viridis is grey
 
 
 def colour_mask(mask: U8, classes: Classes) -> U8:
@@ -54,6 +58,27 @@ def overlay(image: U8, mask: U8, classes: Classes, *, alpha: float = 0.6) -> U8:
     blended = cv2.addWeighted(image, 1 - alpha, colour_mask(mask, classes), alpha, 0)
     void = (mask == classes.ignore_id)[:, :, None]
     return np.where(void, image, blended).astype(np.uint8, copy=False)
+
+
+def heat(reliability: npt.NDArray[np.floating[Any]]) -> U8:
+    """Paint values of 0..1 from dark blue (0) to yellow (1), in steps that look even (viridis); NaN becomes grey.
+
+    Args:
+        reliability: HW float; values outside 0..1 are clipped.
+
+    Returns:
+        HWC uint8 BGR.
+
+    Raises:
+        FrameError: `reliability` is not HW.
+    """
+    if reliability.ndim != 2 or reliability.size == 0:
+        raise FrameError(f"reliability of shape {reliability.shape}, expected (height, width)")
+    known = np.isfinite(reliability)
+    level = np.round(np.clip(np.where(known, reliability, 0.0), 0, 1) * 255).astype(np.uint8)
+    painted = cast(U8, cv2.applyColorMap(level, cv2.COLORMAP_VIRIDIS))
+    painted[~known] = _UNKNOWN
+    return painted
 
 
 def _check_mask(mask: U8, classes: Classes) -> None:

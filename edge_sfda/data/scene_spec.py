@@ -91,6 +91,19 @@ class SceneSpec:
         return (self.start + i) / self.fps, domain
 
 
+def lasting(text: str, seconds: float) -> str:
+    """Return a scene's text with frames for so many seconds at its rate; one that names its frames stays as it is.
+
+    Raises:
+        UsageError: see `SceneSpec.parse`.
+    """
+    spec = SceneSpec.parse(text)
+    query = text.partition("?")[2]
+    if any(pair.startswith("frames=") for pair in query.split("&")):
+        return text
+    return f"{text}{'&' if query else '?'}frames={max(1, math.ceil(seconds * spec.fps))}"
+
+
 def _size(text: str) -> Mapping[str, int]:
     height, width = text.lower().split("x")
     return {"height": int(height), "width": int(width)}

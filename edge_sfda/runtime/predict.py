@@ -211,26 +211,37 @@ class Segmenter:
             return paint.overlay(frame, mask, self.classes, alpha=alpha)
         return _swapped(paint.overlay(_swapped(frame), mask, self.classes, alpha=alpha))
 
-    def swap(self, path: str | Path) -> None:
-        """Take another artefact into use between two frames; calls go on meanwhile, on the old one.
-
-        The new one is loaded and warmed aside. Whatever is wrong with it is raised here, and the old one stays.
+    def prepare(self, path: str | Path) -> Prepared:
+        """Load and warm another artefact for `swap`, from any thread; calls go on meanwhile.
 
         Args:
             path: as for `load`.
 
         Raises:
+            ArtefactError, EngineError: as for `load`; nothing is changed.
+        """
+        return Prepared(_open_warm(path, self._config, self._shape), path)
+
+    def swap(self, new: str | Path | Prepared) -> None:
+        """Take another artefact into use between two frames; calls go on meanwhile, on the old one.
+
+        Whatever is wrong with it is raised here, and the old one stays.
+
+        Args:
+            new: what `prepare` gave, which is used up; or a path as for `load`, prepared here.
+
+        Raises:
             ArtefactError: as for `load`; or its classes are others, or it lacks an output that the old one gives.
             EngineError: as for `load`; or this is closed.
         """
+        prepared = new if isinstance(new, Prepared) else self.prepare(new)
         with self._swapping:
-            new = _open_warm(path, self._config, self._shape)
             try:
-                _check_exchange(self._open().info, new.info, path)
+                _check_exchange(self._open().info, prepared.engine.info, prepared.path)
                 with self._running:
-                    old, self._engine = self._open(), new
+                    old, self._engine = self._open(), prepared.engine
             except BaseException:
-                new.close()
+                prepared.close()
                 raise
             old.close()  # no call is in it: those that come now find the new one
 
@@ -282,6 +293,18 @@ class Segmenter:
             _joined_or_none([part.logits for part in parts]),
             times,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """An artefact that is loaded and warm; `close` it where it is not swapped in after all."""
+
+    engine: Engine
+    path: str | Path
+
+    def close(self) -> None:
+        """Release it."""
+        self.engine.close()
 
 
 def _open_warm(path: str | Path, config: EngineConfig, shape: tuple[int, int, int, int] | None) -> Engine:

@@ -11,6 +11,7 @@ from edge_sfda.data import sources
 from edge_sfda.data.frames import Frame, read_image, read_label
 from edge_sfda.data.sources import FolderSource
 from edge_sfda.runtime.engine_fake import fake_info
+from edge_sfda.runtime.predict import Segmenter
 
 
 def test_predict_writes_masks_of_ids_and_overlays_at_the_frames_size(
@@ -217,3 +218,50 @@ def test_bad_artefact_is_one_line_and_nothing_is_written(
     assert words in ran.err
     assert ran.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_masks_are_written_as_a_bag_and_a_bag_is_read_by_topic(run_cli, nano: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rosbags", reason="needs the extra bags")
+    scene = "scene:day?frames=3&size=48x64&fps=4"
+    ran = run_cli("predict", scene, "--model", nano, "-o", tmp_path / "out", "--bag", tmp_path / "masks")
+    assert ran.code == 0, ran.err
+    assert f"bag      {tmp_path / 'masks'}" in ran.out
+    with sources.open_source(str(tmp_path / "masks")) as bag:
+        frames = list(bag)
+    assert [frame.captured_at for frame in frames] == [0.0, 0.25, 0.5]
+    for frame, path in zip(frames, sorted((tmp_path / "out" / "masks").iterdir()), strict=True):
+        assert np.array_equal(frame.image[..., 0], read_label(path))
+    again = ("predict", tmp_path / "masks", "--topic", "/segmentation/mask", "--model", nano, "--limit", 2)
+    assert run_cli(*again).out.startswith("2 frames")
+    ran = run_cli("predict", scene, "--model", nano, "--bag", tmp_path / "masks")
+    assert ran.code == 2
+    assert "exists already" in ran.err
+
+
+def test_bag_goes_in_and_masks_come_out_as_one_file_with_their_stamps(run_cli, nano: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rosbags", reason="needs the extra bags")
+    from edge_sfda.data.bags import BagWriter
+    from edge_sfda.data.frames import Stamp
+
+    stamps = [Stamp(1_700_000_000_000_000_001 + index, "camera_optical") for index in range(3)]
+    frames = [np.random.default_rng(index).integers(0, 256, (48, 64), np.uint8) for index in range(3)]
+    with BagWriter(tmp_path / "run.mcap", topic="/camera/image_mono") as writer:  # grey images are images as well
+        for index, (stamp, pixels) in enumerate(zip(stamps, frames, strict=True)):
+            writer.write(pixels, Frame(np.dstack([pixels] * 3), index, 0.0, "", stamp))
+    out = tmp_path / "out.mcap"
+    ran = run_cli("predict", tmp_path / "run.mcap", "--topic", "/camera/image_mono", "--model", nano, "-o", out)
+    assert ran.code == 0, ran.err
+    assert f"bag      {out}" in ran.out
+    with sources.open_source(f"{out}?topic=/segmentation/mask") as bag:
+        masks = list(bag)
+    assert [mask.stamp for mask in masks] == stamps
+    with Segmenter.load(nano, colour_order="bgr") as segment:
+        for mask, pixels in zip(masks, frames, strict=True):
+            assert np.array_equal(mask.image[..., 0], segment(np.dstack([pixels] * 3)))
+    assert sorted(path.name for path in tmp_path.glob("*.mcap")) == ["out.mcap", "run.mcap"]
+    ran = run_cli("predict", tmp_path / "run.mcap", "--model", nano, "-o", out)
+    assert ran.code == 2
+    assert "exists already" in ran.err
+    ran = run_cli("predict", tmp_path / "run.mcap", "--model", nano, "-o", tmp_path / "a.mcap", "--bag", "b")
+    assert ran.code == 2
+    assert "both name a bag" in ran.err

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edge_sfda.data.bags import BagSource, BagWriter, is_bag, split, with_topic
+from edge_sfda.data.frames import Frame, Stamp
 from edge_sfda.data.sources import open_source
-from edge_sfda.errors import FrameError, SourceError, UsageError
+from edge_sfda.errors import FrameError, SourceError, UsageError, WriteError
 
 rosbags = pytest.importorskip("rosbags", reason="needs the extra bags")
 
@@ -170,7 +171,7 @@ def test_masks_come_back_as_they_were_written(tmp_path: Path) -> None:
     masks = [np.random.default_rng(i).integers(0, 11, (6, 9), np.uint8) for i in range(3)]
     with BagWriter(tmp_path / "masks") as writer:
         for index, mask in enumerate(masks):
-            writer.write(mask, 7 + index / 4)
+            writer.write(mask, Frame(_picture(0), index, 7 + index / 4))
     with open_source(str(tmp_path / "masks")) as source:
         frames = list(source)
     assert [f.captured_at for f in frames] == [7.0, 7.25, 7.5]
@@ -181,7 +182,7 @@ def test_masks_come_back_as_they_were_written(tmp_path: Path) -> None:
 def test_bag_of_masks_is_whole_or_not_there(tmp_path: Path) -> None:
     def fail() -> None:
         with BagWriter(tmp_path / "masks") as writer:
-            writer.write(np.zeros((2, 2), np.uint8), 1.0)
+            writer.write(np.zeros((2, 2), np.uint8), Frame(_picture(0), 0, 1.0))
             raise RuntimeError("the camera is gone")
 
     with pytest.raises(RuntimeError, match="the camera is gone"):
@@ -193,3 +194,48 @@ def test_bag_of_masks_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "masks").mkdir()
     with pytest.raises(UsageError, match="exists already"):
         BagWriter(tmp_path / "masks")
+
+
+def test_masks_carry_the_stamp_of_their_frames_to_the_nanosecond(tmp_path: Path) -> None:
+    exact = Stamp(1_700_000_000_123_456_789, "camera_optical")  # no float holds this
+    with BagWriter(tmp_path / "masks", topic="/seen") as writer:
+        writer.write(np.zeros((8, 12), np.uint8), Frame(_picture(0), 0, exact.nanoseconds / 1e9, "", exact))
+    with BagSource(tmp_path / "masks", "/seen") as source:
+        assert next(source).stamp == exact
+
+
+def test_interrupt_keeps_the_masks_so_far(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with BagWriter(tmp_path / "masks") as writer:
+            writer.write(np.ones((2, 2), np.uint8), Frame(_picture(0), 0, 1.0))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with BagSource(tmp_path / "masks") as source:
+        assert source.len_hint == 1
+
+
+def test_bag_named_mcap_is_one_file(tmp_path: Path) -> None:
+    stamp = Stamp(1_700_000_000_123_456_789, "camera_optical")
+    mask = np.random.default_rng(0).integers(0, 11, (6, 9), np.uint8)
+    with BagWriter(tmp_path / "masks.mcap") as writer:
+        writer.write(mask, Frame(_picture(0), 0, 1.0, "", stamp))
+    assert [path.name for path in tmp_path.iterdir()] == ["masks.mcap"]
+    assert (tmp_path / "masks.mcap").is_file()
+    with open_source(str(tmp_path / "masks.mcap")) as source:
+        (frame,) = source
+    assert frame.stamp == stamp
+    assert np.array_equal(frame.image[..., 0], mask)
+
+
+def test_bag_that_cannot_take_its_name_leaves_nothing(tmp_path: Path) -> None:
+    def late() -> None:
+        with BagWriter(tmp_path / "masks") as writer:
+            writer.write(np.ones((2, 2), np.uint8), Frame(_picture(0), 0, 1.0))
+            (tmp_path / "masks").write_text("somebody was quicker")
+
+    with pytest.raises(WriteError, match="cannot rename"):
+        late()
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+    assert (tmp_path / "masks").read_text() == "somebody was quicker"

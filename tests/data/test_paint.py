@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edge_sfda.data.paint import colour_mask, overlay
+from edge_sfda.data.paint import colour_mask, heat, overlay
 from edge_sfda.errors import FrameError, LabelError
 from edge_sfda.manifest import Classes
 
@@ -48,3 +48,17 @@ def test_overlay_refuses_a_mask_of_another_size() -> None:
 def test_overlay_refuses_what_is_no_picture(image) -> None:
     with pytest.raises(FrameError, match="expected"):
         overlay(image, np.zeros((2, 2), np.uint8), CLASSES)
+
+
+def test_heat_runs_from_dark_to_light_and_greys_what_is_not_known() -> None:
+    painted = heat(np.array([[0.0, 0.5, 1.0, np.nan, 7.0, -1.0]])).astype(int)
+    dark, middle, light, unknown, above, below = painted[0].tolist()
+    assert sum(dark) < sum(middle) < sum(light)
+    assert unknown == [160, 160, 160]
+    assert above == light
+    assert below == dark
+
+
+def test_heat_refuses_a_map_with_channels() -> None:
+    with pytest.raises(FrameError, match="expected \\(height, width\\)"):
+        heat(np.zeros((2, 2, 1)))

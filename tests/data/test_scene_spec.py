@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from edge_sfda.data.scene_domains import DOMAINS
-from edge_sfda.data.scene_spec import SceneSpec
+from edge_sfda.data.scene_spec import SceneSpec, lasting
 from edge_sfda.errors import UsageError
 
 
@@ -62,3 +62,15 @@ def test_several_domains_are_held_and_then_change_smoothly() -> None:
 def test_open_makes_the_scene_of_that_seed_and_size() -> None:
     scene = SceneSpec.parse("scene:day?seed=3&size=96x128").open()
     assert (scene.seed, scene.height, scene.width) == (3, 96, 128)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("scene:day-dusk", "scene:day-dusk?frames=1200"),
+        ("scene:dusk?fps=4&seed=3", "scene:dusk?fps=4&seed=3&frames=480"),
+        ("scene:dusk?frames=7", "scene:dusk?frames=7"),
+    ],
+)
+def test_lasting_gives_frames_for_the_time_unless_they_are_named(text: str, expected: str) -> None:
+    assert lasting(text, 120) == expected
