@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 
 from edge_sfda.cli import options
 from edge_sfda.cli.screen import OUT, OnStep, Stop, comparison, percent, print_json, progress, say
+from edge_sfda.config import METHODS
 from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ BUILT_IN_MODEL = Path(__file__).parent.parent / "assets" / "scene_day_nano.safet
 BUILT_IN_FRAMES = "scene:dusk?frames=96&seed=7&fps=2"
 
 STATE = "state.safetensors"
+
+_SCENE = "scene:"
 
 EXAMPLES = options.examples(
     "edge-sfda adapt --frames dusk/images --model source.safetensors -o runs/dusk",
@@ -65,7 +67,7 @@ def adapt(
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="stvm, none, bn, tent, cotta, mean-teacher or threshold.", show_default=False),
+        typer.Option(help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}.", show_default=False),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Of the burst.", show_default=False)] = None,
@@ -78,8 +80,12 @@ def adapt(
         str, typer.Option(help="Of --camera: auto, recommend, shadow (judge, deploy nothing) or off.")
     ] = "auto",
     budget: Annotated[
-        float | None,
-        typer.Option(min=0.01, max=1.0, help="Of --camera: share of the time for learning; 0.5 without a profile."),
+        str | None,
+        typer.Option(
+            help="Of --camera: share of the time for learning (0.5 without a profile), and more bounds where wanted: "
+            "0.2,seconds_per_hour=600,memory_mb=2000,celsius=80,watts=10.",
+            show_default=False,
+        ),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Of --camera: stop after so many minutes.", show_default=False)
@@ -114,6 +120,27 @@ def adapt(
             max=65535,
             envvar="EDGE_SFDA_METRICS_PORT",
             help="Of --camera: serve /metrics for Prometheus on this port of loopback.",
+            show_default=False,
+        ),
+    ] = None,
+    dashboard: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --camera: serve a page to watch and steer by on [HOST:]PORT; loopback where no host is named.",
+            show_default=False,
+        ),
+    ] = None,
+    dashboard_token: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with the token that the dashboard asks for, needed beyond loopback; or EDGE_SFDA_TOKEN.",
+            show_default=False,
+        ),
+    ] = None,
+    rerun: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --camera: log to a Rerun file (*.rrd) or viewer (rerun+http://127.0.0.1:9876/proxy).",
             show_default=False,
         ),
     ] = None,
@@ -156,6 +183,9 @@ def adapt(
             camera=asked,
             fast=fast,
             metrics=metrics,
+            dashboard=dashboard,
+            dashboard_token=dashboard_token,
+            rerun=rerun,
             device=device,
             net=net,
             as_json=as_json,
@@ -170,7 +200,7 @@ def adapt(
         raise UsageError("--resume goes with a stream, --camera or --online; a burst over a set of frames is short")
     settings = _settings(config, profile, method, seed, steps)
     path = model or BUILT_IN_MODEL
-    network, manifest = load(path, allow=net, device=options.resolve_device(device))
+    network, manifest = load(path, allow=net, device=device)
     measured = labels_of(spec, labels, classes, manifest.classes)
     with open_source(spec, camera=asked) as source:
         total = min((n for n in (source.len_hint, limit) if n is not None), default=None)
@@ -201,7 +231,7 @@ def _serve(
     settings: AdaptConfig,
     *,
     mode: str,
-    budget: float | None,
+    budget: str | None,
     profile: str | None,
     minutes: float | None,
     limit: int | None,
@@ -209,6 +239,9 @@ def _serve(
     camera: CameraOptions,
     fast: bool,
     metrics: int | None,
+    dashboard: str | None,
+    dashboard_token: Path | None,
+    rerun: str | None,
     device: str,
     net: str | None,
     as_json: bool,
@@ -216,25 +249,23 @@ def _serve(
 ) -> None:
     from edge_sfda.cli import live
     from edge_sfda.config import BudgetConfig, LiveConfig
+    from edge_sfda.data.scene_spec import PREFIX, lasting
     from edge_sfda.profile import load as load_profile
 
     given = [name for name, value in not_of_a_service.items() if value is not None]
     if given:
         raise UsageError(f"{given[0]} does not go with --camera alone; add --online, or give --frames or --video")
     live.check(minutes, mode)
+    if minutes is not None and spec.startswith(PREFIX):
+        spec = lasting(spec, 60 * minutes)  # it stands for a camera, which does not end before
     bounds, threads = BudgetConfig(), None
     if profile is not None:
         device_profile = load_profile(profile)
         threads = device_profile.runtime.threads or None
-        allowed = device_profile.budget
-        mode = mode if allowed.share > 0 else "off"
-        bounds = BudgetConfig(
-            share=allowed.share or bounds.share,
-            seconds_per_hour=allowed.seconds_per_hour,
-            memory_mb=allowed.memory_mb,
-        )
+        allowed = device_profile.bounds()
+        bounds, mode = (bounds, "off") if allowed is None else (allowed, mode)
     if budget is not None:
-        bounds = replace(bounds, share=budget)
+        bounds = live.bounded(bounds, budget)
     live.serve(
         live.Service(
             source=spec,
@@ -251,6 +282,9 @@ def _serve(
             camera=camera,
             fast=fast,
             metrics=metrics,
+            dashboard=dashboard,
+            token=live.read_token(dashboard_token),
+            rerun=rerun,
             as_json=as_json,
         )
     )
@@ -286,7 +320,7 @@ def _source(camera: str | None, frames: str | None, video: str | None, model: Pa
     given = [spec for spec in (camera, frames, video) if spec is not None]
     if len(given) > 1:
         raise UsageError("--camera, --frames and --video exclude each other; give one")
-    if given and model is None:
+    if given and model is None and not given[0].startswith(_SCENE):  # the built-in street has its own network
         raise UsageError("--model is missing: name the source checkpoint that these frames shall adapt")
     if model is not None and not given:
         raise UsageError("nothing to learn from: give one of --camera, --frames and --video")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,12 +15,14 @@ from edge_sfda.cli.screen import ERR, Stop, note, say
 from edge_sfda.errors import UsageError
 
 if TYPE_CHECKING:
-    from edge_sfda.config import AdaptConfig, LiveConfig
+    from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig
     from edge_sfda.data.camera_options import CameraOptions
     from edge_sfda.data.frames import FrameSource
     from edge_sfda.live.loop import Loop
+    from edge_sfda.live.rerun_log import RerunLog
     from edge_sfda.live.service import ServiceManager
     from edge_sfda.live.status import Latest
+    from edge_sfda.manifest import Classes
     from edge_sfda.runtime.predict import Segmentation
 
 GENERATIONS = "generations"
@@ -39,7 +42,7 @@ class Service:
         config: of the loop.
         adapt: of a burst.
         net: `module:factory` of a network of your own.
-        device: to infer on.
+        device: to infer and to learn on.
         threads: of inference on a CPU; None leaves the choice to the library.
         minutes: after which it stops; None goes on for ever.
         limit: of frames.
@@ -47,6 +50,9 @@ class Service:
         camera: what is asked of a V4L2 camera.
         fast: take a recording as fast as it goes, every frame; else at its own rate, as a camera would give it.
         metrics: port on loopback to serve `/metrics` on; None serves none.
+        dashboard: `[HOST:]PORT` to serve the page on; None serves none.
+        token: that requests to the dashboard must carry; None asks for none.
+        rerun: file or viewer's URL to log to; None logs nothing.
         as_json: print events as JSON lines.
     """
 
@@ -64,24 +70,33 @@ class Service:
     camera: CameraOptions
     fast: bool
     metrics: int | None
+    dashboard: str | None
+    token: str | None
+    rerun: str | None
     as_json: bool
 
 
 def serve(service: Service) -> None:
     """Run until the source ends, time is up, or somebody asks to stop; exit code 0 in all three cases."""
     from edge_sfda.adapt.generations import Generations
+    from edge_sfda.adapt.probes import read_labelled
     from edge_sfda.data.camera import is_camera
     from edge_sfda.data.sources import open_source
     from edge_sfda.live.capture import Capture, Pace
+    from edge_sfda.live.dashboard import Dashboard, Listener
     from edge_sfda.live.events import Events
-    from edge_sfda.live.loop import Loop, Place, artefact_of
+    from edge_sfda.live.exchange import artefact_of
+    from edge_sfda.live.history import History
+    from edge_sfda.live.loop import Loop, Place
     from edge_sfda.live.service import ServiceManager
     from edge_sfda.nets import load
+    from edge_sfda.nets.device import resolve
     from edge_sfda.report.run_folder import make_folder
     from edge_sfda.runtime.predict import Segmenter
 
+    device = resolve(service.device)  # of both: a board with a GPU learns on it as well
     network, manifest = load(service.model, allow=service.net)
-    labelled = _labelled(service.probes, manifest)
+    labelled = read_labelled(service.probes, manifest)
     config = _with_onnx(service.config)
     pace = Pace.LIVE if is_camera(service.source) else Pace.FAST if service.fast else Pace.NATIVE
 
@@ -90,6 +105,12 @@ def serve(service: Service) -> None:
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop())
+        listener = None if service.dashboard is None else Listener(service.dashboard, service.token)
+        if listener is not None:
+            stack.callback(listener.close)
+        log = _rerun_log(service.rerun, manifest.classes)
+        if log is not None:
+            stack.callback(log.close)
         capture = Capture(opener, config.watch, pace=pace, min_side=network.min_side)
         stack.callback(capture.close)
         make_folder(service.folder)  # after all that may be wrong with the arguments
@@ -106,38 +127,61 @@ def serve(service: Service) -> None:
             )
         )
         shown = _Shown(as_json=service.as_json)
+        history = History(manifest.classes)
+
+        def told(event: Mapping[str, Any]) -> None:
+            history.event(event)
+            shown.event(event)
+            if log is not None:
+                log.event(event)
+
         loop = Loop(
             segmenter,
             capture,
             generations,
             manifest,
-            Place(service.folder, service.net, labelled),
+            Place(service.folder, service.net, labelled, device),
             config=config,
             adapt=service.adapt,
-            events=Events(service.folder / EVENTS, listener=shown.event),
+            events=Events(service.folder / EVENTS, listener=told),
         )
         if service.metrics is not None:
             from edge_sfda.live.telemetry import Telemetry
 
             stack.callback(Telemetry(loop.status, port=service.metrics).close)
+        if listener is not None:
+            stack.callback(Dashboard(listener, loop, history).close)
+            note(f"dashboard on {listener.url}")
+        if log is not None:
+            log.watch(loop)
         end = None if service.minutes is None else time.monotonic() + 60 * service.minutes
         manager = ServiceManager()
-        told: list[bool] = []
+        ready: list[bool] = []
 
         def turn() -> None:
             manager.alive()  # from this thread: a loop that hangs must be ended by its service manager
             shown.turn(loop)
+            history.sample(loop.status)
             if stop.wanted or (end is not None and time.monotonic() > end):
                 manager.stopping()
                 loop.stop()
 
         def look(latest: Latest, seen: Segmentation) -> None:
-            _tell_ready(manager, told)
+            _tell_ready(manager, ready)
+            history.frame(latest)
             if service.limit is not None and loop.status().frames >= service.limit:
                 loop.stop()
 
         loop.run(look, on_turn=turn)
         shown.end(loop)
+
+
+def _rerun_log(target: str | None, classes: Classes) -> RerunLog | None:
+    if target is None:
+        return None
+    from edge_sfda.live.rerun_log import RerunLog
+
+    return RerunLog(target, classes)
 
 
 def _tell_ready(manager: ServiceManager, told: list[bool]) -> None:
@@ -211,14 +255,47 @@ def _with_onnx(config: LiveConfig) -> LiveConfig:
     return config
 
 
-def _labelled(probes: str | None, manifest: Any) -> Any:
-    if probes is None:
-        return None
-    from edge_sfda.adapt.probes import LabelledProbes
-    from edge_sfda.data.datasets import open_dataset
+def read_token(path: Path | None) -> str | None:
+    """Return the dashboard's token: of a file, or of the environment's EDGE_SFDA_TOKEN; None where there is neither.
 
-    made = LabelledProbes.of(open_dataset([probes]), manifest)
-    return made.frames.numpy(), made.labels.numpy()
+    Never from an option itself: every user of a machine can read what its processes were called with.
+
+    Raises:
+        UsageError: the file cannot be read, or is empty.
+    """
+    if path is None:
+        return os.environ.get("EDGE_SFDA_TOKEN") or None
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--dashboard-token {path} cannot be read ({error}); it must hold the token") from error
+    if not token:
+        raise UsageError(
+            f"--dashboard-token {path} is empty; write a token into it, such as openssl rand -hex 16 makes"
+        )
+    return token
+
+
+def bounded(bounds: BudgetConfig, given: str) -> BudgetConfig:
+    """Return the bounds with those of `--budget` in their place: a share, or NAME=NUMBER, separated by commas.
+
+    Raises:
+        UsageError: something that is no number.
+        ConfigError: an unknown bound, or one out of range.
+    """
+    from edge_sfda.config import merge
+
+    raw: dict[str, float] = {}
+    for part in given.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            raw[name.strip() or "share"] = float(number)
+        except ValueError:
+            raise UsageError(
+                f"--budget has {part.strip()!r}, expected a share such as 0.2, or a bound such as watts=10"
+            ) from None
+    found: BudgetConfig = merge(bounds, raw, prefix="budget.")
+    return found
 
 
 def check(minutes: float | None, mode: str) -> None:

@@ -1,4 +1,4 @@
-"""What adaptation may take of the machine: time, memory, heat."""
+"""What adaptation may take of the machine: time, memory, heat, power."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge_sfda.config import BudgetConfig
+from edge_sfda.live import sensors
 
 _HOUR_S = 3600.0
 
@@ -45,36 +46,26 @@ class Budget:
         spent = self.spent_s()
         if spent >= self.config.seconds_per_hour:
             return f"{spent:.0f} s of learning in the last hour, {self.config.seconds_per_hour:g} s are allowed"
-        memory = resident_mb(self._root)
-        if memory > self.config.memory_mb:
-            return f"{memory:.0f} MB are in use, {self.config.memory_mb:g} MB are allowed"
-        degrees = hottest_celsius(self._root)
+        degrees = sensors.hottest_celsius(self._root)
         if degrees is not None and degrees > self.config.celsius:
             return f"{degrees:.0f} °C, {self.config.celsius:g} °C are allowed"
+        watts = sensors.watts(self._root)
+        if watts is not None and watts > self.config.watts:
+            return f"{watts:.1f} W are drawn, {self.config.watts:g} W are allowed"
+        return ""
+
+    def excess(self, worker: int | None = None) -> str:
+        """Return by what memory is above its bound, in words; empty when it is not. Waiting would free none of it.
+
+        Args:
+            worker: id of the process that learns, which is counted with this one.
+        """
+        memory = sensors.resident_mb(self._root)
+        memory += 0.0 if worker is None else sensors.resident_mb(self._root, worker)
+        if memory > self.config.memory_mb:
+            return f"{memory:.0f} MB are in use, {self.config.memory_mb:g} MB are allowed"
         return ""
 
     def rest_s(self, worked_s: float) -> float:
         """Return how long to sleep after so many seconds of work, so that the share is kept."""
         return worked_s * (1 / self.config.share - 1)
-
-
-def resident_mb(root: Path = Path("/"), pid: str = "self") -> float:
-    """Return the resident memory of a process in MB; 0 where the system does not tell."""
-    for line in _text(root / "proc" / pid / "status").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
-
-
-def hottest_celsius(root: Path = Path("/")) -> float | None:
-    """Return the temperature of the hottest thermal zone; None where there is none."""
-    found = [_text(zone / "temp").strip() for zone in (root / "sys/class/thermal").glob("thermal_zone*")]
-    degrees = [int(text) / 1000 for text in found if text.lstrip("-").isdigit()]
-    return max(degrees, default=None)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

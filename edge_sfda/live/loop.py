@@ -21,23 +21,24 @@ from edge_sfda.adapt.generations import Generation, Generations
 from edge_sfda.adapt.trigger import Change, Trigger, describe
 from edge_sfda.config import AdaptConfig, LiveConfig
 from edge_sfda.data.frames import U8, to_input
-from edge_sfda.errors import EdgeSfdaError, UsageError
+from edge_sfda.errors import EdgeSfdaError
 from edge_sfda.live.budget import Budget
-from edge_sfda.live.capture import Capture, Seen
+from edge_sfda.live.capture import Capture, Pace, Seen
 from edge_sfda.live.events import Events
-from edge_sfda.live.status import Latest, LoopStatus, Phase
-from edge_sfda.live.worker import CANDIDATE, ONNX, Failed, Job, Judged, Step, Worker
+from edge_sfda.live.exchange import MODEL, Exchange
+from edge_sfda.live.status import STALE_S, Latest, LoopStatus, Phase
+from edge_sfda.live.worker import CANDIDATE, ONNX, Failed, Job, Judged, Look, Step, Worker
 from edge_sfda.manifest import Manifest
 from edge_sfda.runtime.predict import Segmentation, Segmenter
 
 if TYPE_CHECKING:
     from edge_sfda.adapt.probes import Probes
 
-MODEL = "model.onnx"  # of a generation
-
 _TAKE_S = 0.1  # that the loop waits for a frame before it looks after the rest
 _LATENCIES = 512
 _SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
+_RECALLS = 3  # times that the source is asked for after a change of the stream, while probes show too little
+_RECALL_PROBES = 4  # more of them, each time
 _NAN = float("nan")
 
 
@@ -49,11 +50,13 @@ class Place:
         folder: of the run; `generations/`, `events.jsonl` and the candidate lie in it.
         net: `module:factory` of a network of your own that its checkpoints may run.
         labelled: probes with labels, uint8 RGB [M, 3, H, W] and [M, H, W]; they outrank every vote.
+        device: to learn on, as torch names it; inference has its own.
     """
 
     folder: Path
     net: str | None = None
     labelled: tuple[U8, U8] | None = None
+    device: str = "cpu"
 
 
 class Loop:
@@ -106,15 +109,20 @@ class Loop:
         self._before_pause = self._phase
         self._detail = "learning is off" if config.mode == "off" else "looking at the first frames"
         self._step = Step(0, 0, _NAN, _NAN, 0.0)
+        self._look: Look | None = None
         self._shift_since = False  # the burst under way began
+        self._recall = 0  # times that the source may still be asked for, since the stream changed
+        self._recall_at = 0  # with so many probes
         self._retries = self._restarts = 0
         self._held = ""  # why the budget lets a burst under way wait
         self._sense_at = 0.0
         self._candidate: Judged | None = None
+        self._change: Exchange | None = None  # of the network in use, under way
         self._generation = generations.newest()
         self._latest: Latest | None = None
         self._frames = 0
         self._stale = True
+        self._taken_at = clock()
         self._times: deque[float] = deque(maxlen=_LATENCIES)  # of predictions, ms
         self._arrivals: deque[float] = deque(maxlen=64)
         self._confidence = _NAN
@@ -142,6 +150,7 @@ class Loop:
                 doubt=self._trigger.score,
                 reliability=self._step.reliability,
                 loss=self._step.loss,
+                agreement=self._step.agreement,
                 stale=self._stale,
                 restarts=self._restarts,
                 learned_s=self.budget.spent_s(),
@@ -152,6 +161,11 @@ class Loop:
         """Return the newest prediction, or None before the first; from any thread."""
         with self._lock:
             return self._latest
+
+    def look(self) -> Look | None:
+        """Return the newest look at what is learned from, or None before the first burst; from any thread."""
+        with self._lock:
+            return self._look
 
     def stop(self) -> None:
         """Let `run` return after the frame it is at."""
@@ -201,18 +215,22 @@ class Loop:
                 seen = self.capture.take(_TAKE_S)
                 if seen is None and self.capture.ended:
                     break
-                self._obey()
-                if seen is None:
-                    self._set_stale(self.capture.status().trouble or "no frame")
-                else:
+                if self._change is None:
+                    self._obey()  # an order waits for a change under way: it may be about the network that comes
+                if seen is not None:
                     self._take(seen, on_frame)
+                elif self._clock() - self._taken_at > STALE_S:
+                    self._set_stale(self.capture.status().trouble or "no frame")
                 self._look_after_worker()
+                self._look_after_change()
         finally:
             self._end_worker()
+            self._look_after_change(wait=True)
             self.events.tell("stopped", frames=self._frames, generation=self._generation.number)
             self.events.flush()
 
     def _take(self, seen: Seen, on_frame: Callable[[Latest, Segmentation], None]) -> None:
+        self._taken_at = self._clock()
         if seen.fault is not None:
             self._set_stale(f"frames are {seen.fault.value}")
             return
@@ -252,8 +270,12 @@ class Loop:
         self._dominant.append(float(counts.max() / counts.sum()))
         self._watch_swap()
         self._put_by(latest.frame.image)
-        if self._phase in (Phase.COLLECTING, Phase.WAITING) and self._is_enough():
-            self._begin_when_allowed()
+        if self._phase in (Phase.COLLECTING, Phase.WAITING) and self._worker is None:
+            if self._recall:
+                if len(self._probes) >= self._recall_at:
+                    self._begin_recall()
+            elif self._is_enough():
+                self._begin_when_allowed()
 
     def _on_change(self, change: Change) -> None:
         self.events.tell(change.value, spreads=self._trigger.score)
@@ -268,7 +290,16 @@ class Loop:
         self._learn.clear()
         self._probes.restart()
         self._candidate = None
+        at_home = self._generation.number == 0 or self._generation.report.get("accepted") == "source"
+        self._recall = _RECALLS if self.config.mode == "auto" and not at_home else 0
+        self._recall_at = self.config.gate.least
         self._set(Phase.COLLECTING, why)
+
+    def _collect_if_shifted(self) -> None:
+        """Begin again where the burst that came to its end learned what is no more."""
+        if self._shift_since and self._phase is Phase.WATCHING:
+            self._shift_since = False
+            self._collect("a shift was found during the burst")
 
     def _put_by(self, image: U8) -> None:
         import torch
@@ -281,7 +312,7 @@ class Loop:
         return len(self._learn) == self.config.learn and len(self._probes) >= self.config.gate.least
 
     def _begin_when_allowed(self) -> None:
-        refusal = self.budget.refusal()
+        refusal = self.budget.excess() or self.budget.refusal()
         if refusal:
             if self._phase is not Phase.WAITING:
                 self._set(Phase.WAITING, refusal)
@@ -292,29 +323,50 @@ class Loop:
         except (EdgeSfdaError, OSError) as error:  # a full disk: tried again at the next shift, or when told to
             self._set(Phase.WATCHING, f"no burst: {error}")
 
+    def _begin_recall(self) -> None:
+        """Ask at once whether the source does better: what was fitted to night is bad by day, bursts take long."""
+        if self.budget.excess():
+            return
+        self._recall -= 1
+        # where these show too little that differs: seconds later they show more
+        self._recall_at = min(len(self._probes) + _RECALL_PROBES, self.config.probes.count)
+        try:
+            self._job = self._make_job(recall=True)
+        except (EdgeSfdaError, OSError) as error:
+            self._recall = 0
+            self.events.tell("refused", why=f"the source was not asked: {error}")
+            return
+        self._worker = self._make_worker(self._job)
+        self.events.tell("recalling", probes=len(self._job.probes))
+
     def _begin(self, job: Job) -> None:
-        self._job, self._held = job, ""
+        self._job, self._held, self._shift_since = job, "", False
         self._worker = self._make_worker(job)
+        if self._phase is Phase.PAUSED:  # one that was lost during a pause is begun again
+            self._worker.pause(True)
         self._set(Phase.ADAPTING, f"on {len(job.frames)} frames, judged on {len(job.probes)}")
         with self._lock:
             self._step = Step(0, self.adapt.burst.steps, _NAN, _NAN, 0.0)
 
-    def _make_job(self) -> Job:
+    def _make_job(self, *, recall: bool = False) -> Job:
         work = self.place.folder / "candidate"
         work.mkdir(parents=True, exist_ok=True)
         source = next(g for g in self.generations.all() if g.number == 0)
+        probes = self._probes.frames().numpy()
         return Job(
             source=source.checkpoint,
             deployed=self._generation.checkpoint,
             net=self.place.net,
-            frames=np.stack(self._learn),
-            probes=self._probes.frames().numpy(),
+            frames=probes[:0] if recall else np.stack(self._learn),
+            probes=probes,
             labelled=self.place.labelled,
             adapt=self.adapt,
             gate=self.config.gate,
             budget=self.config.budget,
             folder=work,
             onnx=self.config.onnx,
+            device=self.place.device,
+            recall=recall,
         )
 
     # --- the worker ---
@@ -329,24 +381,39 @@ class Loop:
                 self.budget.spend(message.seconds)
                 with self._lock:
                     self._step = message
+                    self._look = message.look or self._look
             else:
                 self._end_worker()
-                self._on_judged(message) if isinstance(message, Judged) else self._on_failed(message)
-                if self._shift_since and self._phase is Phase.WATCHING:
-                    self._collect("a shift was found during the burst")
+                if self._job is not None and self._job.recall:
+                    self._on_recalled(message)
+                elif isinstance(message, Judged):
+                    self._on_judged(message)
+                else:
+                    self._on_failed(message)
+                self._collect_if_shifted()
                 return
         self._hold_within_budget(worker)
+        if self._worker is None:
+            return
         if not alive:
             self._again(f"the worker died with code {worker.exit_code}")
-        elif worker.silent_s() > self.config.hang_s and self._phase is Phase.ADAPTING and not self._held:
+        elif worker.silent_s() > self.config.hang_s and self._phase is not Phase.PAUSED and not self._held:
             self._again(f"the worker said nothing for {worker.silent_s():.0f} s")
 
     def _hold_within_budget(self, worker: Worker) -> None:
-        """Let a burst under way wait after its step while heat, memory or time spent are above their bounds."""
+        """Let a burst under way wait after its step while heat, power or time spent are above their bounds.
+
+        One that takes too much memory is given up, for it would hold it while it waits.
+        """
         now = self._clock()
         if self._phase is not Phase.ADAPTING or now < self._sense_at:
             return
         self._sense_at = now + _SENSE_S
+        excess = self.budget.excess(worker.pid)
+        if excess:
+            self._end_worker()
+            self._set(Phase.WATCHING, f"the burst was given up: {excess}")
+            return
         refusal = self.budget.refusal()
         if bool(refusal) != bool(self._held):
             worker.pause(bool(refusal))
@@ -356,12 +423,16 @@ class Loop:
     def _again(self, why: str) -> None:
         self._end_worker()
         self._restarts += 1
+        assert self._job is not None, "a worker that is lost had one"
+        if self._job.recall:  # the burst that follows will be judged against the source as well
+            self._recall = 0
+            self.events.tell("worker lost", why=why, retry=0, of=0)
+            return
         self._retries += 1
         self.events.tell("worker lost", why=why, retry=self._retries, of=self.config.retries)
         if self._retries > self.config.retries:
             self._set(Phase.WATCHING, f"given up after {self.config.retries} retries: {why}")
             return
-        assert self._job is not None, "a worker that is lost had one"
         self._begin(self._job)  # from the source, on the same frames
 
     def _on_failed(self, message: Failed) -> None:
@@ -379,6 +450,23 @@ class Loop:
             return
         self._accept()
 
+    def _on_recalled(self, judged: Judged | Failed) -> None:
+        """Go home to the source where it does better; what is being collected for the burst goes on."""
+        if isinstance(judged, Failed):
+            self._recall = 0
+            self.events.tell("refused", why=f"the source was not asked: {judged.reason}")
+            return
+        self.events.tell("judged", **judged.decision)
+        if not judged.decision.get("evidence"):
+            self._recall = 0
+        if judged.accepted != "source":
+            return
+        self._begin_change(
+            lambda: self._keep(judged),
+            lambda generation: self.events.tell("swapped", generation=generation.number, reason=judged.reason),
+            lambda error: self.events.tell("refused", why=f"not deployed: {error}"),
+        )
+
     def _end_worker(self) -> None:
         if self._worker is not None:
             self._worker.stop()
@@ -392,16 +480,18 @@ class Loop:
             self.events.tell("refused", why="there is no candidate to accept")
             return
         self._candidate = None
-        try:
-            generation = self._keep(judged)
-            self._use(generation)
-        except EdgeSfdaError as error:  # a full disk; the network in use stays
+
+        def taken(generation: Generation) -> None:
+            self._guarded = self.config.watch_after
+            self._set(Phase.WATCHING, judged.reason)
+            self.events.tell("swapped", generation=generation.number, reason=judged.reason)
+            self._collect_if_shifted()
+
+        def failed(error: Exception) -> None:  # a full disk; the network in use stays
             self._set(Phase.WATCHING, f"not deployed: {error}")
-            return
-        self._guarded = self.config.watch_after
-        self._trigger.rebase()
-        self._set(Phase.WATCHING, judged.reason)
-        self.events.tell("swapped", generation=generation.number, reason=judged.reason)
+            self._collect_if_shifted()
+
+        self._begin_change(lambda: self._keep(judged), taken, failed)
 
     def _keep(self, judged: Judged) -> Generation:
         from edge_sfda import checkpoint
@@ -416,10 +506,45 @@ class Loop:
         state = checkpoint.load(path).state
         return self.generations.accept(state, manifest, report=judged.decision, files=files)
 
-    def _use(self, generation: Generation) -> None:
-        self.segmenter.swap(artefact_of(generation))
+    def _roll_back(self, steps: int, why: str) -> None:
+        def taken(generation: Generation) -> None:
+            self.events.tell("rolled back", generation=generation.number, why=why)
+            if self._phase is not Phase.OFF and self._worker is None:
+                self._set(Phase.WATCHING, f"back at generation {generation.number}: {why}")
+
+        self._begin_change(
+            lambda: self.generations.rollback(steps), taken, lambda error: self.events.tell("refused", why=str(error))
+        )
+
+    def _begin_change(
+        self,
+        choose: Callable[[], Generation],
+        taken: Callable[[Generation], None],
+        failed: Callable[[Exception], None],
+    ) -> None:
+        """Write or find a generation and load it beside the frames; `taken` or `failed` follows between two of them.
+
+        A recording that is taken as fast as it goes waits for it: each of its frames is due to the newest network.
+        """
+        self._look_after_change(wait=True)  # one after the other
+        self._change = Exchange(self.segmenter, choose, taken, failed)
+        if self.capture.pace is Pace.FAST:
+            self._look_after_change(wait=True)
+
+    def _look_after_change(self, *, wait: bool = False) -> None:
+        change = self._change
+        if change is None or not (wait or change.ready):
+            return
+        self._change = None
+        try:
+            generation = change.take()
+        except (EdgeSfdaError, OSError) as error:
+            change.failed(error)
+            return
         self._dominant.clear()
         self._generation = generation
+        self._trigger.rebase()
+        change.taken(generation)
 
     def _watch_swap(self) -> None:
         """Take a swap back where one class has swallowed the picture since."""
@@ -429,18 +554,6 @@ class Loop:
         if float(np.median(self._dominant)) > self.config.collapse:
             self._guarded = 0
             self._roll_back(1, f"one class has more than {self.config.collapse:.0%} of the pixels since the swap")
-
-    def _roll_back(self, steps: int, why: str) -> None:
-        try:
-            generation = self.generations.rollback(steps)
-            self._use(generation)
-        except (EdgeSfdaError, UsageError) as error:
-            self.events.tell("refused", why=str(error))
-            return
-        self._trigger.rebase()
-        self.events.tell("rolled back", generation=generation.number, why=why)
-        if self._phase is not Phase.OFF and self._worker is None:
-            self._set(Phase.WATCHING, f"back at generation {generation.number}: {why}")
 
     # --- orders ---
 
@@ -465,17 +578,18 @@ class Loop:
             return
         if self._worker is not None and not self._held:
             self._worker.pause(False)
+        self._phase = self._before_pause
         self._set(self._before_pause, "going on")
+        self._collect_if_shifted()
 
     def _set(self, phase: Phase, detail: str) -> None:
+        """Enter a phase; while somebody's pause lasts, it is the one that `resume` enters."""
+        paused = self._phase is Phase.PAUSED and phase is not Phase.PAUSED
         with self._lock:
-            self._phase, self._detail = phase, detail
+            if paused:
+                self._before_pause = phase
+            else:
+                self._phase, self._detail = phase, detail
             if phase is not Phase.ADAPTING and phase is not Phase.PAUSED:
                 self._step = Step(0, 0, _NAN, _NAN, 0.0)
         self.events.tell("phase", phase=phase.value, detail=detail)
-
-
-def artefact_of(generation: Generation) -> Path:
-    """Return what to run of a generation: its ONNX model where it has one, else its checkpoint."""
-    model = generation.path / MODEL
-    return model if model.exists() else generation.checkpoint

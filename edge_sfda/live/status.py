@@ -9,6 +9,8 @@ from edge_sfda.data.frames import U8, Frame
 from edge_sfda.live.capture import CaptureStatus
 from edge_sfda.runtime.engine import F32
 
+STALE_S = 1.0  # without a frame before the newest mask counts as old: a camera of 2 Hz is a camera
+
 
 class Phase(Enum):
     """What adaptation is doing."""
@@ -36,7 +38,7 @@ class LoopStatus:
         latency_ms: p50 and p99 of a prediction, over the last few hundred frames.
         confidence: mean of the newest prediction.
         doubt: how far the trigger's signals are from their reference, in spreads.
-        reliability, loss: of the burst's newest step; NaN outside one.
+        reliability, loss, agreement: of the burst's newest step; NaN outside one.
         stale: there is no sound frame now: the newest mask is an old one.
         restarts: of the worker, after it died or hung.
         learned_s: seconds of learning in the last hour.
@@ -55,6 +57,7 @@ class LoopStatus:
     doubt: float
     reliability: float
     loss: float
+    agreement: float
     stale: bool
     restarts: int
     learned_s: float

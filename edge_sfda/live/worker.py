@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ U8 = npt.NDArray[np.uint8]
 CANDIDATE = "candidate.safetensors"
 ONNX = "candidate.onnx"
 
+_LOOK_EVERY = 10  # steps; a look costs one forward of one frame, a step forty
 _NICENESS = 10  # least urgent but for idle work: a mask always goes first
 
 
@@ -46,6 +48,8 @@ class Job:
         budget: its share of the time.
         folder: where the candidate goes.
         onnx: export the candidate as well, and rule it out where it is not its checkpoint.
+        device: to learn on, as torch names it.
+        recall: learn nothing, judge the source against the network in use alone.
     """
 
     source: Path
@@ -59,17 +63,34 @@ class Job:
     budget: BudgetConfig
     folder: Path
     onnx: bool
+    device: str = "cpu"
+    recall: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """One of the job's frames with the reliability of the teacher's label: what a person looks at.
+
+    Args:
+        image: uint8 RGB [3, H, W].
+        reliability: uint8 [h, w], 255 for 1, on the grid of the logits.
+    """
+
+    image: U8
+    reliability: U8
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step was taken, in `seconds`."""
+    """A step was taken, in `seconds`; now and then with a look at what the teacher's labels are worth."""
 
     number: int
     of: int
     loss: float
     reliability: float
     seconds: float
+    agreement: float = float("nan")  # share of pixels in which the student says what it is taught
+    look: Look | None = None
 
 
 @dataclass(frozen=True)
@@ -200,12 +221,24 @@ def work(connection: Any, job: Job) -> None:
     from edge_sfda.errors import EdgeSfdaError
 
     os.nice(_NICENESS)
+    os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")  # below normal, where processes share a GPU through MPS
     try:
-        connection.send(_Burst(connection, job).run())
+        with _least_urgent(job.device):
+            connection.send(_Burst(connection, job).run())
     except EdgeSfdaError as error:
         connection.send(Failed(str(error)))
     except (OSError, EOFError):  # the pipe is gone, and with it whoever would listen
         return
+
+
+def _least_urgent(device: str) -> AbstractContextManager[Any]:
+    """Return a context whose GPU work is of the lowest priority that streams have; on a CPU niceness does that."""
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return nullcontext()
+    torch.cuda.set_device(device)
+    return torch.cuda.stream(torch.cuda.Stream(device, priority=0))  # type: ignore[no-untyped-call]  # of 0 and -1 the lower
 
 
 class _Burst:
@@ -226,20 +259,24 @@ class _Burst:
 
         torch.set_num_threads(1)
         job = self.job
-        source, manifest = load(job.source, allow=job.net)
-        deployed, _ = load(job.deployed, allow=job.net)
-        net, _ = load(job.source, allow=job.net)
-        method = run.make(net, manifest, job.adapt)
-        self.begun = time.perf_counter()
-        run.offline(method, list(torch.from_numpy(job.frames)), on_step=self._after_step)
-        steps = job.adapt.burst.steps if method.trains else 0
-        derived = self._save(method, steps)
-        vetoes, exported = self._export(method, derived)
+        source, manifest = load(job.source, allow=job.net, device=job.device)
+        deployed, _ = load(job.deployed, allow=job.net, device=job.device)
+        candidates = {"source": source, "deployed": deployed}
+        steps, derived, vetoes, exported = 0, manifest, "", False
+        if not job.recall:
+            net, _ = load(job.source, allow=job.net, device=job.device)
+            self.method = method = run.make(net, manifest, job.adapt)
+            self.begun = time.perf_counter()
+            run.offline(method, list(torch.from_numpy(job.frames)), on_step=self._after_step)
+            steps = job.adapt.burst.steps if method.trains else 0
+            derived = self._save(method, steps)
+            vetoes, exported = self._export(method, derived)
+            candidates["adapted"] = method.deployed
         labelled = None
         if job.labelled is not None:
             labelled = LabelledProbes(*(torch.from_numpy(part) for part in job.labelled))
         decision = Gate(job.gate, manifest).judge(
-            {"source": source, "deployed": deployed, "adapted": method.deployed},
+            candidates,
             torch.from_numpy(job.probes),
             labelled=labelled,
             more_vetoes=[lambda name: vetoes if name == "adapted" and vetoes else None],
@@ -253,15 +290,26 @@ class _Burst:
     def _after_step(self, number: int, report: Any) -> None:
         from edge_sfda.adapt.run import check_report
 
-        row = check_report(number, report)
+        row = check_report(number, report, trains=True)
         seconds = time.perf_counter() - self.begun
+        of, nan = self.job.adapt.burst.steps, float("nan")
+        look = self._look(number) if number % _LOOK_EVERY == 0 or number == 1 else None
         self.connection.send(
-            Step(number, self.job.adapt.burst.steps, row["loss"], row.get("reliability", float("nan")), seconds)
+            Step(number, of, row["loss"], row.get("reliability", nan), seconds, row.get("agreement", nan), look)
         )
         time.sleep(seconds * (1 / self.job.budget.share - 1))
         while self.paused or self.connection.poll():
             self.paused = bool(self.connection.recv())  # raises EOFError when the loop is gone, which ends the process
         self.begun = time.perf_counter()
+
+    def _look(self, number: int) -> Look | None:
+        import torch
+
+        from edge_sfda.adapt.session import reliability_of
+
+        image = self.job.frames[number % len(self.job.frames)]
+        r = reliability_of(self.method, torch.from_numpy(image))
+        return None if r is None else Look(image, np.round(255 * r.clip(0, 1)).astype(np.uint8))
 
     def _save(self, method: Any, steps: int) -> Any:
         from edge_sfda import checkpoint
@@ -274,15 +322,18 @@ class _Burst:
         """Export the candidate; returns why that rules it out, and whether a model is there."""
         if not self.job.onnx:
             return "", False
+        import copy
+
         from edge_sfda.files import write_atomic
         from edge_sfda.runtime.export import ExportConfig, to_onnx
         from edge_sfda.runtime.parity import Sample, measure
 
+        net = copy.deepcopy(method.deployed).cpu()  # where ONNX Runtime's own results are to be found again
         # with logits, as a checkpoint gives them: a swap must take no output away
-        model = to_onnx(method.deployed, manifest, ExportConfig(logits=True))
+        model = to_onnx(net, manifest, ExportConfig(logits=True))
         probes = self.job.probes[:4] if len(self.job.probes) else self.job.frames[:4]
         samples = [Sample(np.ascontiguousarray(probe[::-1].transpose(1, 2, 0))) for probe in probes]
-        problems = measure(model, method.deployed, manifest, samples).problems()
+        problems = measure(model, net, manifest, samples).problems()
         if problems:
             return f"its ONNX model is not the same network: {'; '.join(problems)}", False
         write_atomic(self.job.folder / ONNX, model.SerializeToString())

@@ -215,6 +215,16 @@ def test_camera_that_goes_away_is_exit_1_and_keeps_what_was_learned(run_cli, nan
         (("--camera", "0", "--model", "m", "--hold-out", "0.5"), "--hold-out does not go with --camera alone"),
         (("--camera", SCENE, "--model", "NANO", "--mode", "bold"), "--mode 'bold' is unknown"),
         (("--camera", SCENE, "--model", "NANO", "--minutes", "0"), "--minutes 0.0 must be above 0"),
+        (
+            ("--camera", SCENE, "--model", "NANO", "--budget", "much"),
+            "--budget has 'much', expected a share such as 0.2",
+        ),
+        (("--camera", SCENE, "--model", "NANO", "--budget", "0.2,watts="), "--budget has 'watts='"),
+        (("--camera", SCENE, "--model", "NANO", "--budget", "2"), "budget.share = 2.0 must lie in 0.01..1"),
+        (
+            ("--camera", SCENE, "--model", "NANO", "--budget", "volts=5"),
+            "unknown setting budget.volts; known here: celsius",
+        ),
         (("--frames", SCENE, "--model", "NANO", "--method", "magic"), "method = 'magic' is unknown"),
         (("--frames", SCENE, "--model", "NANO", "--seed", "-1"), "seed = -1 must lie in"),
         (("--frames", SCENE, "--model", "NANO", "--steps", "-1"), "burst.steps = -1 must lie in"),

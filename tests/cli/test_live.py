@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from edge_sfda.config import MODES
+from edge_sfda.cli import live
+from edge_sfda.config import MODES, BudgetConfig
 
 MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
 SCENE = "scene:dusk?frames=30&fps=10&seed=5"
@@ -31,6 +32,28 @@ def test_recording_is_predicted_to_its_end(run_cli, tmp_path: Path, mode: str) -
     events = _events(tmp_path / "run")
     assert [event["event"] for event in (events[0], events[-1])] == ["started", "stopped"]
     assert (tmp_path / "run" / "generations" / "0000" / "checkpoint.safetensors").is_file()
+
+
+def test_scene_as_a_camera_needs_no_model(run_cli, tmp_path: Path) -> None:
+    ran = run_cli("adapt", "--camera", "scene:day-dusk", "--fast", "--limit", 3, "-o", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert ran.out.startswith("3 frames, ")
+
+
+def test_budget_is_a_share_and_any_other_bound() -> None:
+    assert live.bounded(BudgetConfig(celsius=70), "0.2") == BudgetConfig(share=0.2, celsius=70)
+    found = live.bounded(BudgetConfig(), "watts=10, seconds_per_hour=600,memory_mb=2000,celsius=80")
+    assert found == BudgetConfig(watts=10, seconds_per_hour=600, memory_mb=2000, celsius=80)
+
+
+def test_burst_waits_under_the_budget_of_the_command_line(run_cli, tmp_path: Path) -> None:
+    run_cli(
+        *("adapt", "--camera", "scene:dusk?frames=90&fps=5&seed=5", "--fast", "--model", MODEL, "-o", tmp_path / "run"),
+        *("--budget", "0.5,memory_mb=1"),
+    )
+    waits = [event["detail"] for event in _events(tmp_path / "run") if event.get("phase") == "waiting"]
+    assert len(waits) == 1
+    assert waits[0].endswith("1 MB are allowed")
 
 
 def test_events_are_json_lines_on_request(run_cli, tmp_path: Path) -> None:
@@ -133,3 +156,40 @@ def test_metrics_are_served_while_it_runs(run_cli, tmp_path: Path, monkeypatch: 
         taken.close()
     assert ran.code == 2
     assert f"metrics cannot be served on 127.0.0.1:{taken.port}" in ran.err
+
+
+def test_dashboard_says_where_it_is(run_cli, tmp_path: Path) -> None:
+    words = ("adapt", "--camera", "scene:day", "--fast", "--limit", 3, "--mode", "off", "--dashboard", 0)
+    ran = run_cli(*words, "-o", tmp_path / "run")
+    assert ran.code == 0, ran.err
+    assert "dashboard on http://127.0.0.1:" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--dashboard", "here"), "--dashboard 'here' must be [HOST:]PORT"),
+        (("--dashboard", "0.0.0.0:0"), "can be reached from other machines"),
+        (("--dashboard", "0", "--dashboard-token", "/nowhere/token"), "/nowhere/token cannot be read"),
+    ],
+)
+def test_dashboard_that_cannot_be_is_a_usage_error(
+    run_cli, tmp_path: Path, words: tuple[str, ...], expected: str
+) -> None:
+    ran = run_cli("adapt", "--camera", "scene:day", "--limit", 3, *words, "-o", tmp_path / "run")
+    assert ran.code == 2
+    assert expected in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_dashboard_s_token_comes_from_a_file_or_the_environment(
+    run_cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = tmp_path / "token"
+    words = ("adapt", "--camera", "scene:day", "--fast", "--limit", 2, "--mode", "off", "--dashboard", "0.0.0.0:0")
+    token.write_text("\n")
+    assert "is empty" in run_cli(*words, "--dashboard-token", token, "-o", tmp_path / "a").err
+    token.write_text("0123456789abcdef\n")
+    assert run_cli(*words, "--dashboard-token", token, "-o", tmp_path / "b").code == 0
+    monkeypatch.setenv("EDGE_SFDA_TOKEN", "fedcba9876543210")
+    assert run_cli(*words, "-o", tmp_path / "c").code == 0

@@ -13,7 +13,8 @@ from edge_sfda.config import AdaptConfig, LiveConfig, from_dict
 from edge_sfda.data.sources import open_source
 from edge_sfda.live.capture import Capture, Pace
 from edge_sfda.live.events import Events
-from edge_sfda.live.loop import Loop, Place, artefact_of
+from edge_sfda.live.exchange import artefact_of
+from edge_sfda.live.loop import Loop, Place
 from edge_sfda.live.worker import Worker
 from edge_sfda.nets import load
 from edge_sfda.runtime.predict import Segmenter
@@ -43,6 +44,7 @@ def make_loop(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         *,
         worker: Callable[..., Any] = Worker,
         adapt: AdaptConfig | None = None,
+        pace: Pace = Pace.FAST,
         **config: Any,
     ) -> Run:
         settings: dict[str, Any] = {"learn": 12, "onnx": False, **config}
@@ -51,7 +53,7 @@ def make_loop(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         generations = Generations(tmp_path / "generations", keep=live.keep)
         generations.start(net.state_dict(), manifest)
         segmenter = Segmenter.load(artefact_of(generations.newest()))
-        capture = Capture(lambda: open_source(source), live.watch, pace=Pace.FAST, min_side=net.min_side)
+        capture = Capture(lambda: open_source(source), live.watch, pace=pace, min_side=net.min_side)
         open_ones.extend((capture, segmenter))
         told: list[dict[str, Any]] = []
         loop = Loop(

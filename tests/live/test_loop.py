@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ import torch
 from edge_sfda import checkpoint
 from edge_sfda.adapt.trigger import Change
 from edge_sfda.config import GateConfig
+from edge_sfda.data.frames import Frame
+from edge_sfda.data.sources import open_source
 from edge_sfda.files import write_atomic
-from edge_sfda.live.capture import CaptureStatus
+from edge_sfda.live.capture import CaptureStatus, Pace, Seen
 from edge_sfda.live.loop import Loop
 from edge_sfda.live.status import Latest, Phase
 from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Step
@@ -29,7 +33,7 @@ GATE = GateConfig(least=2)
 class Fake:
     """Says one thing each time it is asked; `None` stands for a death."""
 
-    made: list[Job]
+    pid = None
 
     def __init__(self, job: Job, script: Sequence[Any]) -> None:
         self.job = job
@@ -195,6 +199,36 @@ def test_burst_that_cannot_work_is_not_tried_again(make_loop: Make) -> None:
     assert run.loop.status().detail == "the burst came to nothing: layer x is not finite"
 
 
+def test_pause_lasts_over_the_end_of_a_burst(make_loop: Make) -> None:
+    step = Step(1, 2, 0.5, 0.7, 0.01)
+    fakes = Fakes([*[step] * 12, _candidate])
+    run = make_loop(worker=fakes, gate=GATE)
+    phases = []
+
+    def look(loop: Loop, count: int) -> None:
+        phases.append(loop.status().phase)
+        if len(fakes.made) > 0 and Phase.PAUSED not in phases:
+            loop.pause()
+        if count == 55:
+            loop.resume()
+
+    _run(run, look)
+    assert "judged" in run.kinds()
+    begun = phases.index(Phase.PAUSED)
+    assert begun < 50
+    assert set(phases[begun:54]) == {Phase.PAUSED}
+    assert phases[-1] is Phase.WATCHING
+
+
+def test_worker_that_is_lost_during_a_pause_waits_like_the_one_before(make_loop: Make) -> None:
+    step = Step(1, 2, 0.5, 0.7, 0.01)
+    fakes = Fakes([step, step, step, None], [step] * 200)
+    run = make_loop(worker=fakes, gate=GATE, retries=2)
+    _run(run, lambda loop, count: loop.pause() if len(fakes.made) == 1 else None)
+    assert [fake.paused for fake in fakes.made] == [[True], [True]]
+    assert run.loop.status().phase is Phase.PAUSED
+
+
 def test_pause_reaches_the_worker_and_resume_goes_on(make_loop: Make) -> None:
     fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01)] * 200)
     run = make_loop(worker=fakes, gate=GATE)
@@ -261,6 +295,125 @@ def test_candidate_that_cannot_be_kept_leaves_the_old_one_in_use(
     assert run.loop.status().detail.startswith("not deployed: ")
 
 
+def test_masks_go_out_while_another_network_is_written_and_loaded(
+    make_loop: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_loop("scene:dusk?frames=400&fps=50&seed=5", worker=Fakes([_candidate]), gate=GATE, pace=Pace.NATIVE)
+    accept, enough = run.generations.accept, threading.Event()
+    begun_at: list[int] = []
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        begun_at.append(run.loop.status().frames)
+        assert enough.wait(60), "no frame was predicted while the disk was busy"
+        return accept(*args, **kwargs)
+
+    monkeypatch.setattr(run.generations, "accept", slowly)
+    generations: list[int] = []
+
+    def look(loop: Loop, count: int) -> None:
+        generations.append(loop.status().generation)
+        if begun_at and count == begun_at[0] + 5:
+            loop.rollback()  # waits for the change under way, and then takes it back
+            enough.set()
+        if "rolled back" in run.kinds():
+            loop.stop()
+
+    _run(run, look)
+    assert generations[begun_at[0] + 4] == 0
+    assert run.kinds().index("swapped") < run.kinds().index("rolled back")
+    assert run.loop.status().generation == 0
+
+
+def test_every_shift_during_a_burst_is_followed_by_one_burst(make_loop: Make) -> None:
+    judge = [Step(1, 2, 0.5, 0.7, 0.01), Step(2, 2, 0.5, 0.7, 0.01), _candidate]
+    stay = Judged("deployed", "no better", {"accepted": "deployed", "reason": "no better"}, 0, "", False)
+    fakes = Fakes(judge, [stay], judge, judge)
+    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GATE)
+
+    def look(loop: Loop, count: int) -> None:
+        if loop.status().phase is Phase.ADAPTING and len(fakes.made) == 1:
+            loop._on_change(Change.SHIFT_FOUND)
+
+    _run(run, look)
+    assert [fake.job.recall for fake in fakes.made] == [False, True, False]
+
+
+def _recalled(accepted: str) -> Judged:
+    return Judged(accepted, f"{accepted} it is", {"accepted": accepted, "reason": f"{accepted} it is"}, 0, "", False)
+
+
+def _shift_after_the_first_swap(loop: Loop, count: int) -> None:
+    if loop.status().phase is Phase.WATCHING and loop.status().generation == 1 and not loop._recall:
+        loop._on_change(Change.SHIFT_FOUND)
+
+
+@pytest.mark.parametrize(("accepted", "generation"), [("source", 2), ("deployed", 1)])
+def test_source_is_asked_as_soon_as_the_stream_has_changed(accepted: str, generation: int, make_loop: Make) -> None:
+    fakes = Fakes([_candidate], [_recalled(accepted)])
+    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GATE)
+    source = run.loop.segmenter.info.checkpoint_sha256
+    _run(run, _shift_after_the_first_swap)
+    asked = fakes.made[1].job
+    assert asked.recall
+    assert len(asked.frames) == 0
+    assert len(asked.probes) >= GATE.least
+    assert run.loop.status().generation == generation
+    assert (run.loop.segmenter.info.checkpoint_sha256 == source) == (accepted == "source")
+    assert not fakes.made[2].job.recall  # the burst follows all the same
+    assert [e["detail"] for e in run.told if e.get("phase") == "collecting"] == ["a shift was found"]
+    assert run.loop.status().phase is Phase.ADAPTING
+
+
+def test_source_is_asked_again_while_probes_show_too_little(make_loop: Make) -> None:
+    alike = Judged("deployed", "kept", {"accepted": "deployed", "evidence": ["2 of 8 probes differ"]}, 0, "", False)
+    fakes = Fakes([_candidate], *[[alike]] * 3)
+    run = make_loop("scene:dusk?frames=160&fps=5&seed=5", worker=fakes, gate=GATE)
+    _run(run, _shift_after_the_first_swap)
+    assert [fake.job.recall for fake in fakes.made] == [False, True, True, True, False]
+    asked = [len(fake.job.probes) for fake in fakes.made[1:4]]
+    assert asked[0] < asked[1] < asked[2]
+
+
+@pytest.mark.parametrize("said", [None, Failed("it cannot be loaded")])
+def test_question_that_comes_to_nothing_leaves_the_burst_to_come(said: Any, make_loop: Make) -> None:
+    fakes = Fakes([_candidate], [said])
+    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GATE)
+    _run(run, _shift_after_the_first_swap)
+    assert [fake.job.recall for fake in fakes.made] == [False, True, False]
+    assert run.loop.status().generation == 1
+    assert run.loop.status().phase is Phase.ADAPTING
+
+
+@pytest.mark.parametrize(
+    ("mode", "number", "accepted", "asks"),
+    [
+        ("auto", 3, "adapted", True),
+        ("auto", 3, "source", False),  # it is in use
+        ("auto", 0, "", False),
+        ("shadow", 3, "adapted", False),
+        ("recommend", 3, "adapted", False),
+    ],
+)
+def test_source_is_asked_where_another_network_was_deployed_by_the_loop(
+    mode: str, number: int, accepted: str, asks: bool, make_loop: Make
+) -> None:
+    loop = make_loop(worker=Fakes(), gate=GATE, mode=mode).loop
+    loop._generation = replace(loop._generation, number=number, report={"accepted": accepted})
+    loop._collect("a shift was found")
+    assert bool(loop._recall) == asks
+
+
+def test_burst_that_takes_too_much_memory_is_given_up(make_loop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sfda.live.loop._SENSE_S", 0.0)
+    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01)] * 200)
+    run = make_loop(worker=fakes, gate=GATE)
+    monkeypatch.setattr(run.loop.budget, "excess", lambda worker=None: "" if not fakes.made else "9000 MB are in use")
+    _run(run)
+    assert fakes.made[0].stopped
+    assert len(fakes.made) == 1
+    assert run.loop.status().detail == "the burst was given up: 9000 MB are in use"
+
+
 def test_budget_that_is_spent_makes_the_burst_wait(make_loop: Make) -> None:
     fakes = Fakes([])
     run = make_loop(worker=fakes, gate=GATE)
@@ -319,6 +472,9 @@ class Scarce:
     def refusal(self) -> str:
         return self.answers.pop(0) if self.answers else ""
 
+    def excess(self, worker: int | None = None) -> str:
+        return ""
+
     def spend(self, seconds: float) -> None: ...
 
     def spent_s(self) -> float:
@@ -370,3 +526,36 @@ class Gone:
 
     def status(self) -> CaptureStatus:
         return CaptureStatus(0, 0, 1, "unplugged", {})
+
+
+class _Slow:
+    """A capture whose frames come half a second apart, by a clock that only its waiting moves."""
+
+    ended = False
+
+    def __init__(self, frames: Sequence[Frame], *, gap_s: float) -> None:
+        self.now, self.gap_s, self.left = 0.0, gap_s, list(frames)
+        self.due = 0.0
+
+    def take(self, timeout_s: float) -> Seen | None:
+        if self.now < self.due:
+            self.now += timeout_s
+            return None
+        self.due = self.now + self.gap_s
+        self.ended = len(self.left) == 1
+        return Seen(self.left.pop(0), None)
+
+    def status(self) -> CaptureStatus:
+        return CaptureStatus(0, 0, 1, "", {})
+
+
+@pytest.mark.parametrize(("gap_s", "stale"), [(0.5, 0), (3.0, 2)])
+def test_slow_camera_is_not_stale_between_two_frames(make_loop: Make, gap_s: float, stale: int) -> None:
+    run = make_loop(mode="off")
+    with open_source("scene:day?frames=3&fps=2&seed=5") as source:
+        slow = _Slow(list(source), gap_s=gap_s)
+    run.loop.capture.close()
+    run.loop.capture, run.loop._clock = slow, lambda: slow.now
+    run.loop._taken_at = 0.0
+    assert len(_run(run)) == 3
+    assert run.kinds().count("stale") == stale

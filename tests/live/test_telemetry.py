@@ -28,6 +28,7 @@ STATUS = LoopStatus(
     doubt=1.5,
     reliability=math.nan,
     loss=0.5,
+    agreement=0.9,
     stale=True,
     restarts=2,
     learned_s=60.0,

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,19 @@ def test_burst_tells_its_steps_and_leaves_a_whole_candidate(make_job: MakeJob, t
     assert candidate.manifest.tensors_sha256 == Manifest.from_json(judged.manifest).tensors_sha256
     assert candidate.manifest.provenance["kind"] == "adapted"
     assert candidate.manifest.tensors_sha256 != checkpoint.read_manifest(MODEL).tensors_sha256
+
+
+def test_recall_judges_without_learning(make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(recall=True)
+    worker = Worker(replace(job, frames=job.frames[:0]))
+    try:
+        (judged,) = _hear(worker, lambda message: isinstance(message, Judged))
+    finally:
+        worker.stop()
+    assert isinstance(judged, Judged)
+    assert set(judged.decision["scores"]) == {"source", "deployed"}
+    assert (judged.accepted, judged.steps, judged.onnx) == ("deployed", 0, False)
+    assert not (tmp_path / CANDIDATE).exists()
 
 
 def test_candidate_is_exported_and_proven(make_job: MakeJob, tmp_path: Path) -> None:
