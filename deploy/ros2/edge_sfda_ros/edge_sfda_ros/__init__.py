@@ -1,0 +1,1 @@
+"""An ament package around `edge_sfda.live.ros`."""
