@@ -1,6 +1,6 @@
 """CamVid day -> dusk with one source network and every method; writes the table that the README quotes.
 
-    python benchmarks/camvid_day_dusk.py --data DIR [--source source.safetensors] [--pair dusk|drive] [--jobs 2]
+    python benchmarks/camvid_day_dusk.py --data DIR [--source CHECKPOINT] [--pair dusk|drive|dark-drive] [--jobs 2]
 
 Source: trained on 0016E5 and 0006R0 (every tenth frame chooses the epoch) unless --source names a checkpoint.
 Offline: adapt on the first half of the target sequence, mIoU on the second. Online: every frame in camera order,
@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pairs
 import rows
 import torch
 
 from edge_sfda import config as configs
 from edge_sfda.adapt import run
 from edge_sfda.config import AdaptConfig, TrainConfig
-from edge_sfda.data.datasets import LabelledSet, Subset, open_dataset
-from edge_sfda.data.frames import to_input
+from edge_sfda.data.datasets import open_dataset
 from edge_sfda.manifest import Manifest, NetSpec, Preprocessing
-from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets import Predictor, build, load
 from edge_sfda.nets.fpn import FpnNet
 from edge_sfda.nets.pretrained import load_imagenet
@@ -36,8 +35,6 @@ from edge_sfda.train.evaluation import evaluate
 from edge_sfda.train.supervised import Trainer, prepare, split
 
 SOURCE_SEQUENCES = ("0016E5", "0006R0")
-TARGETS = {"dusk": "0001TP", "drive": "Seq05VD"}
-RARE = (2, 6, 9, 10)  # pole, sign symbol, pedestrian, bicyclist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,40 +64,20 @@ def variants(seeds: list[int], protocols: list[str], only: list[str]) -> Iterato
 def measure(variant: Variant, source: Path, data: Path, pair: str) -> dict[str, Any]:
     """Run one variant on one thread and return its row."""
     torch.set_num_threads(1)
-    target = open_dataset([str(data / TARGETS[pair])], classes="camvid")
+    target = pairs.camvid(pair, data)
     net, manifest = load(source)
     method = run.make(net, manifest, variant.config)
     start = time.perf_counter()
-    confusion = (_offline if variant.protocol == "offline" else _online)(method, manifest, target)
-    iou = confusion.iou()
+    confusion = (pairs.offline if variant.protocol == "offline" else pairs.online)(method, manifest, target)
     return {
         "pair": pair,
         "protocol": variant.protocol,
         "method": variant.name,
         "seed": variant.config.seed,
-        "miou": round(float(np.nanmean(iou)), 4),
-        "rare": round(float(np.nanmean(iou[list(RARE)])), 4),
-        "iou": {name: round(float(v), 4) for name, v in zip(manifest.classes.names, iou, strict=True)},
+        **target.scores(confusion),
+        "iou": {name: round(float(v), 4) for name, v in zip(manifest.classes.names, confusion.iou(), strict=True)},
         "seconds": round(time.perf_counter() - start, 1),
     }
-
-
-def _offline(method: run.Method, manifest: Manifest, target: LabelledSet) -> ConfusionMatrix:
-    half = len(target) // 2
-    frames = [torch.from_numpy(to_input(target[i][0], manifest.preprocessing)) for i in range(half)]
-    run.offline(method, frames)
-    rest = Subset(target, range(half, len(target)))
-    return evaluate(Predictor(method.deployed, manifest), rest).confusion
-
-
-def _online(method: run.Method, manifest: Manifest, target: LabelledSet) -> ConfusionMatrix:
-    method.begin(())
-    confusion = ConfusionMatrix(len(manifest.classes), manifest.classes.ignore_id)
-    for index in range(len(target)):
-        image, label = target[index]
-        confusion.update(Predictor(method.deployed, manifest)(image)[0], label)
-        run.learn_online(method, torch.from_numpy(to_input(image, manifest.preprocessing)))
-    return confusion
 
 
 def train_source(data: Path, out: Path) -> dict[str, Any]:
@@ -145,7 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the CamVid sequences")
     parser.add_argument("--source", type=Path, help="checkpoint; trained when absent")
-    parser.add_argument("--pair", choices=TARGETS, default="dusk")
+    parser.add_argument("--pair", choices=pairs.SEQUENCES, default="dusk")
     parser.add_argument("--protocols", nargs="+", default=["offline", "online"])
     parser.add_argument("--methods", nargs="*", default=[], help="only these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -167,7 +144,7 @@ def main() -> None:
         for future in futures:
             results.append(future.result())
             print({k: v for k, v in results[-1].items() if k != "iou"}, flush=True)
-    print(rows.write(f"camvid_{arguments.pair}", results, append=arguments.append))
+    print(rows.write(f"camvid_{arguments.pair.replace('-', '_')}", results, append=arguments.append))
     print(table(results))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,10 +23,11 @@ from edge_sfda import checkpoint
 from edge_sfda.adapt.generations import Generations
 from edge_sfda.config import AdaptConfig, BudgetConfig, BurstConfig, LiveConfig
 from edge_sfda.data.frames import Frame
-from edge_sfda.live.budget import resident_mb
 from edge_sfda.live.capture import Pace
+from edge_sfda.live.sensors import resident_mb
 from edge_sfda.live.status import Phase
 
+PARTS = ("latency", "swap", "memory")
 SETTLE = 10  # frames after a change that count for neither side: a step under way is ended first
 
 
@@ -51,9 +51,9 @@ class Stopwatch:
         self.ms.setdefault(self.kind, []).append(1e3 * (time.perf_counter() - start))
         return found
 
-    def _timed_swap(self, path: Path) -> None:
+    def _timed_swap(self, new: Any) -> None:
         start = time.perf_counter()
-        self._swap(path)
+        self._swap(new)
         self.swaps_ms.append(1e3 * (time.perf_counter() - start))
 
     def note(self, seq: int) -> None:
@@ -128,22 +128,29 @@ def swaps(frames: list[Frame], *, count: int, fps: float) -> dict[str, Any]:
     with open_loop(lambda: reel, pace=Pace.NATIVE, config=config, adapt=AdaptConfig(), prepare=prepare) as run:
         watch = Stopwatch(run)
         watch.kind = "usual"
+        asked = 0
 
         def look(latest: Any, found: Any) -> None:
+            nonlocal asked
             watch.note(latest.frame.seq)
-            if watch.count("usual") > SETTLE * (len(watch.swaps_ms) + 1):
-                run.loop.rollback(1) if len(watch.swaps_ms) < count else run.loop.stop()
+            done = len(watch.swaps_ms)
+            if asked == done and watch.count("usual") > SETTLE * (done + 1):
+                asked += done < count
+                run.loop.rollback(1) if done < count else run.loop.stop()
+            watch.kind = "loading" if asked > done else "usual"
 
         run.loop.run(look)
     return {
         "what": "swap",
         "fps": fps,
         "swaps": len(watch.swaps_ms),
-        "frames": watch.count("usual"),
-        "lost": watch.lost["usual"],
+        "frames": watch.count("usual") + watch.count("loading"),
+        "lost": sum(watch.lost.values()),
         "period_ms": round(1e3 / fps, 1),
-        "swap_median_ms": round(float(np.median(watch.swaps_ms)), 1),
-        "swap_longest_ms": round(max(watch.swaps_ms), 1),
+        "usual_p99_ms": round(_percentile(watch, "usual", 99), 2),
+        "while_loading_longest_ms": round(max(watch.ms["loading"]), 2),
+        "swap_median_ms": round(float(np.median(watch.swaps_ms)), 2),
+        "swap_longest_ms": round(max(watch.swaps_ms), 2),
     }
 
 
@@ -188,20 +195,26 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the time that learning works")
     parser.add_argument("--swaps", type=int, default=30)
     parser.add_argument("--memory-frames", type=int, default=50_000)
+    parser.add_argument(
+        "--parts", nargs="+", choices=("latency", "swap", "memory"), default=("latency", "swap", "memory")
+    )
+    parser.add_argument("--append", action="store_true", help="keep the rows of earlier runs")
     parser.add_argument("--dry", action="store_true", help="print the rows and write none")
     args = parser.parse_args()
     frames = draw("scene:dusk?frames=60&fps=5&seed=5")
-    parts: list[Callable[[], dict[str, Any]]] = [
-        lambda: beside_a_burst(frames, count=args.frames, blocks=args.blocks, fps=args.fps, share=args.share),
-        lambda: swaps(frames, count=args.swaps, fps=args.fps),
-        lambda: memory(frames, count=args.memory_frames),
-    ]
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "latency": lambda: beside_a_burst(
+            frames, count=args.frames, blocks=args.blocks, fps=args.fps, share=args.share
+        ),
+        "swap": lambda: swaps(frames, count=args.swaps, fps=args.fps),
+        "memory": lambda: memory(frames, count=args.memory_frames),
+    }
     found = []
-    for part in parts:
-        found.append(part())
+    for part in args.parts:
+        found.append(parts[part]())
         print(found[-1], flush=True)
     if not args.dry:
-        print(rows.write("live_latency", found))
+        print(rows.write("live_latency", found, append=args.append))
 
 
 if __name__ == "__main__":

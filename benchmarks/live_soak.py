@@ -29,9 +29,9 @@ from edge_sfda.adapt.generations import Generations
 from edge_sfda.config import AdaptConfig, BudgetConfig, BurstConfig, LiveConfig, WatchConfig
 from edge_sfda.data.frames import Frame, FrameSource
 from edge_sfda.errors import SourceError
-from edge_sfda.live.budget import resident_mb
 from edge_sfda.live.capture import Pace
 from edge_sfda.live.events import Events
+from edge_sfda.live.sensors import resident_mb
 from edge_sfda.live.status import Phase
 
 FAULTS = ("drop-out", "corrupt", "worker killed", "black", "disk full", "frozen", "worker hangs", "resized")

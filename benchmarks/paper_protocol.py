@@ -27,13 +27,13 @@ import torch
 
 from edge_sfda import config as configs
 from edge_sfda.adapt.session import Session, Slice
-from edge_sfda.cli.options import resolve_device
 from edge_sfda.config import AdaptConfig, TrainConfig
 from edge_sfda.data import class_maps
 from edge_sfda.data.datasets import LabelledSet, Renumbered, Subset, open_dataset
 from edge_sfda.errors import EdgeSfdaError, UsageError
 from edge_sfda.manifest import Manifest, NetSpec, Preprocessing
 from edge_sfda.nets import Predictor, SegmentationNet, build, load
+from edge_sfda.nets.device import resolve
 from edge_sfda.nets.fpn import FpnNet
 from edge_sfda.nets.pretrained import load_imagenet
 from edge_sfda.train.evaluation import Evaluation, evaluate
@@ -245,7 +245,7 @@ def measure_all(options: argparse.Namespace, pair: Pair, source: Path, device: s
 def main(arguments: list[str] | None = None) -> None:
     try:
         options = parse(arguments)
-        pair, device = PAIRS[options.pair], resolve_device(options.device)
+        pair, device = PAIRS[options.pair], resolve(options.device)
         source = options.source
         if source is None:
             source = Path(f"paper_{options.pair}_source.safetensors")

@@ -43,6 +43,11 @@ def write(name: str, rows: list[dict[str, Any]], *, append: bool = False) -> Pat
     return path
 
 
+def read(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def _cpu() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

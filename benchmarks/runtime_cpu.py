@@ -25,6 +25,7 @@ from rows import write
 
 from edge_sfda import Segmenter, checkpoint
 from edge_sfda.data.frames import U8
+from edge_sfda.live.sensors import resident_mb
 from edge_sfda.manifest import Classes, Manifest, NetSpec, Preprocessing
 from edge_sfda.nets import build
 from edge_sfda.runtime.export import ExportConfig, to_onnx
@@ -127,12 +128,6 @@ def memory(path: Path, frames: list[U8], args: argparse.Namespace) -> dict[str, 
         "growth_mb": last - first,
         "seconds": time.perf_counter() - start,
     }
-
-
-def resident_mb() -> float:
-    """Return the memory of this process that is in RAM."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
 
 
 def imports(count: int) -> dict[str, Any]:

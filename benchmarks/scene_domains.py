@@ -16,39 +16,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pairs
 import rows
 import torch
 
 from edge_sfda import config as configs
 from edge_sfda.adapt import run
-from edge_sfda.data.datasets import Subset, open_dataset
-from edge_sfda.data.frames import to_input
 from edge_sfda.data.scene import DOMAINS
-from edge_sfda.nets import Predictor, load
-from edge_sfda.train.evaluation import evaluate
-
-FRAMES = 48
-RARE = ("pole", "sign", "person")
+from edge_sfda.nets import load
 
 
 def measure(source: Path, domain: str, street: int, method_name: str, seed: int) -> dict[str, Any]:
     """Adapt to one domain on one thread and return its row."""
     torch.set_num_threads(1)
-    target = open_dataset([f"scene:{domain}?frames={2 * FRAMES}&seed={street}&fps=2"])
+    pair = pairs.scene(domain, street)
     net, manifest = load(source)
     method = run.make(net, manifest, replace(configs.preset(method_name), seed=seed))
-    run.offline(method, [torch.from_numpy(to_input(target[i][0], manifest.preprocessing)) for i in range(FRAMES)])
-    rest = Subset(target, range(FRAMES, 2 * FRAMES))
-    iou = evaluate(Predictor(method.deployed, manifest), rest).confusion.iou()
-    rare = [float(iou[manifest.classes.names.index(name)]) for name in RARE]
-    return {
-        "domain": domain,
-        "street": street,
-        "method": method_name,
-        "seed": seed,
-        "miou": round(float(np.nanmean(iou)), 4),
-        "rare": round(float(np.nanmean(rare)), 4),
-    }
+    scores = pair.scores(pairs.offline(method, manifest, pair))
+    return {"domain": domain, "street": street, "method": method_name, "seed": seed, **scores}
 
 
 def table(results: list[dict[str, Any]]) -> str:

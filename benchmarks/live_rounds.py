@@ -1,0 +1,183 @@
+"""The live loop over day, dusk, night and fog, round after round: its running mIoU against that of the source.
+
+    python benchmarks/live_rounds.py [--rounds 3] [--frames 600]
+
+The loop of `edge-sfda adapt --camera` as it is, with trigger, burst, gate and swap, on a street that goes on through
+the seasons; each frame is predicted before anything is learned from it, and labels only count. A burst runs in this
+process and takes no time of its own, so its end is told `--burst` frames after its beginning, as on a board that learns
+beside its camera.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import rows
+from live_run import MODEL, open_loop
+from peers import SEASONS
+
+from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig
+from edge_sfda.data.frames import Frame, FrameSource
+from edge_sfda.data.sources import SceneSource
+from edge_sfda.live.capture import Pace
+from edge_sfda.live.worker import Job, Step, work
+from edge_sfda.metrics import ConfusionMatrix
+from edge_sfda.nets import Predictor, load
+
+RECALL = 20  # frames that a judgement between source and network in use takes, without a burst
+
+
+class Seasons(FrameSource):
+    """The street through the seasons; `labels` holds those of the newest frames."""
+
+    fps: float | None = 10.0
+    len_hint: int | None = None
+
+    def __init__(self, street: int, rounds: int, frames: int) -> None:
+        self.labels: dict[int, Any] = {}
+        self._frames = self._drive(street, rounds, frames)
+
+    def __next__(self) -> Frame:
+        return next(self._frames)
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _drive(self, street: int, rounds: int, frames: int) -> Iterator[Frame]:
+        seq = 0
+        for index in range(rounds * len(SEASONS)):
+            domain = SEASONS[index % len(SEASONS)]
+            scene = SceneSource(f"scene:{domain}?frames={frames}&seed={street}&start={index * frames}")
+            for frame in scene:
+                self.labels[seq] = scene.label.copy()
+                self.labels.pop(seq - 100, None)
+                yield Frame(frame.image, seq, seq / 10)
+                seq += 1
+
+
+class Beside:
+    """A burst in this process: worked off when it begins, heard of when that many turns of the loop have passed."""
+
+    pid = None
+    alive = True
+    exit_code = None
+
+    def __init__(self, job: Job, turns: int) -> None:
+        self._turns = min(turns, RECALL) if job.recall else turns
+        self._said: list[Any] = []
+        work(self, job)
+
+    def send(self, message: Any) -> None:
+        """Take what the burst says."""
+        self._said.append(message)
+
+    def poll(self) -> bool:
+        """Nobody gives orders to the burst."""
+        return False
+
+    def messages(self) -> Iterator[Any]:
+        """Yield what was said, once it is time."""
+        self._turns -= 1
+        if self._turns <= 0:
+            said, self._said = self._said, []
+            yield from (message for message in said if not isinstance(message, Step))
+
+    def pause(self, wanted: bool) -> None:
+        """It is over already."""
+
+    def silent_s(self) -> float:
+        """It is never silent."""
+        return 0.0
+
+    def stop(self) -> None:
+        """Nothing to end."""
+
+
+def go(street: int, rounds: int, frames: int, burst: int) -> list[dict[str, Any]]:
+    """Run the loop; returns a row for each season of each round, and one for the whole."""
+    net, manifest = load(MODEL)
+    source = Predictor(net, manifest)
+    classes = len(manifest.classes), manifest.classes.ignore_id
+    whole, theirs = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
+    part, source_part = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
+    seasons = Seasons(street, rounds, frames)
+    found: list[dict[str, Any]] = []
+    config = LiveConfig(onnx=False, budget=BudgetConfig(share=1.0, seconds_per_hour=3600.0))
+    with open_loop(lambda: seasons, pace=Pace.FAST, config=config, adapt=AdaptConfig()) as run:
+        run.loop._make_worker = lambda job: Beside(job, burst)  # type: ignore[assignment, return-value]
+        run.loop._clock = lambda: run.loop.latest().frame.captured_at if run.loop.latest() else 0.0  # type: ignore[union-attr]
+
+        def look(latest: Any, seen: Any) -> None:
+            nonlocal part, source_part
+            seq = latest.frame.seq
+            before, label = source(latest.frame.image)[0], seasons.labels[seq]
+            for confusion, mask in ((whole, seen.mask), (part, seen.mask), (theirs, before), (source_part, before)):
+                confusion.update(mask, label)
+            if (seq + 1) % frames == 0:
+                index = seq // frames
+                row = {
+                    "what": "season", "round": index // len(SEASONS), "season": SEASONS[index % len(SEASONS)],
+                    "miou": round(part.miou(), 4), "source_miou": round(source_part.miou(), 4),
+                    "running_margin": round(whole.miou() - theirs.miou(), 4),
+                    "generation": run.loop.status().generation,
+                }  # fmt: skip
+                found.append(row)
+                print(row, flush=True)
+                part, source_part = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
+
+        run.loop.run(look)
+        told = {kind: run.count(kind) for kind in ("judged", "swapped", "rolled back", "shift found")}
+    return [
+        *found,
+        {
+            "what": "whole",
+            "street": street,
+            "rounds": rounds,
+            "frames": rounds * len(SEASONS) * frames,
+            "burst_frames": burst,
+            "miou": round(whole.miou(), 4),
+            "source_miou": round(theirs.miou(), 4),
+            "least_running_margin": min(row["running_margin"] for row in found),
+            "worst_season": round(min(row["miou"] - row["source_miou"] for row in found), 4),
+            **told,
+        },
+    ]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return Markdown: a row a season, its gain over the source in each round, in points."""
+    lines = []
+    seasons = [row for row in results if row["what"] == "season"]
+    count = max(row["round"] for row in seasons) + 1
+    lines += [
+        "| season | source | " + " | ".join(f"round {i + 1}" for i in range(count)) + " |",
+        "|---" * (2 + count) + "|",
+    ]
+    for name in SEASONS:
+        mine = [row for row in seasons if row["season"] == name]
+        gains = [f"{100 * (row['miou'] - row['source_miou']):+.1f}" for row in mine]
+        lines.append(f"| {name} | {np.mean([row['source_miou'] for row in mine]):.3f} | " + " | ".join(gains) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run the rounds and write the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--street", type=int, default=43)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--frames", type=int, default=600, help="of a season: a minute of a camera of 10 Hz")
+    parser.add_argument("--burst", type=int, default=250, help="frames that a burst takes: one on a core of this kind")
+    parser.add_argument("--dry", action="store_true", help="write no rows")
+    args = parser.parse_args()
+    results = go(args.street, args.rounds, args.frames, args.burst)
+    print(results[-1])
+    print(table(results))
+    if not args.dry:
+        print(rows.write("live_rounds", results))
+
+
+if __name__ == "__main__":
+    main()

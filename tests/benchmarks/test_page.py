@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from page import PAGE, filled
+
+
+def test_page_holds_what_the_rows_say() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert "<!-- table:" in text
+    assert filled(text) == text, "run python benchmarks/page.py"
+
+
+def test_table_is_made_anew_and_the_rest_stays(tmp_path: Path) -> None:
+    row = {"profile": "full", "miou": 0.5, "rare": 0.25, "seconds": 4.0, "to_90_s": 2.0, "memory_mb": 7.0,
+           "gmacs_per_frame": 3.0}  # fmt: skip
+    (tmp_path / "cost.jsonl").write_text(json.dumps(row) + "\n")
+    text = "before\n<!-- table:cost -->\nold\n<!-- /table:cost -->\nafter\n"
+    lines = filled(text, tmp_path).splitlines()
+    assert lines[0] == "before"
+    assert lines[-1] == "after"
+    assert "old" not in lines
+    assert lines[4] == "| full | 0.500 | 0.250 | 4.0 | 1.00 | 2.0 s | 7 MB | 3.0 |"
+    assert filled("\n".join(lines), tmp_path) == "\n".join(lines)
+
+
+def test_table_that_nobody_can_make_is_told(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="weather"):
+        filled("<!-- table:weather -->\n<!-- /table:weather -->", tmp_path)
+    with pytest.raises(FileNotFoundError):
+        filled("<!-- table:cost -->\n<!-- /table:cost -->", tmp_path)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peers
+import pytest
+from peers import Task, best, measure, segment, table, variants
+
+from edge_sfda.config import METHODS
+
+MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
+
+
+def _task(method: str) -> Task:
+    return Task("continual", "rounds", method, variants(2, {}, "continual")[method], MODEL, None, 43, 2, 2)
+
+
+def test_source_stands_to_itself_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SEASONS", ("day", "dusk"))
+    row = measure(_task("none"))
+    assert row["miou"] == row["source_miou"]
+    assert (row["least_margin"], row["worst_segment"], row["gain_by_round"]) == (0.0, 0.0, [0.0, 0.0])
+    assert row["frames"] == 8
+
+
+def test_margins_are_those_of_the_running_miou_at_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "SEASONS", ("day", "night"))
+    row = measure(_task("bn"))
+    assert row["least_margin"] <= row["miou"] - row["source_miou"] + 1e-4
+    assert row["worst_segment"] <= min(row["gain_by_round"])
+    assert row["miou"] != row["source_miou"]
+
+
+def test_drive_goes_on_from_segment_to_segment() -> None:
+    first, second = (list(segment("day", 43, index, 2)) for index in (0, 1))
+    assert len(first) == len(second) == 2
+    assert (first[1][0] != second[0][0]).any()
+
+
+def test_every_method_is_there_with_the_same_number_of_steps_and_its_tuned_rate() -> None:
+    found = variants(7, {("offline", "tent"): 0.5, ("online", "sar"): 0.25}, "offline")
+    assert set(found) == {*METHODS, "bn-mix", "stvm-literal"}
+    assert {config.burst.steps for config in found.values()} == {7}
+    assert found["tent"].burst.rate == 0.5
+    assert found["sar"].burst.rate == variants(7, {}, "offline")["sar"].burst.rate
+    online = variants(7, {("online", "sar"): 0.25}, "online")["sar"].burst
+    assert (online.rate, online.online_share) == (0.25, 1.0)
+
+
+def _row(method: str, pair: str, miou: float, **more: Any) -> dict[str, Any]:
+    return {"protocol": "offline", "method": method, "pair": pair, "miou": miou, "rare": 0.25, "seconds": 2.0} | more
+
+
+def test_rate_with_the_best_mean_is_chosen_and_serves_the_continual_stream() -> None:
+    results = [
+        _row("tent", pair, miou, rate=rate, protocol=protocol)
+        for protocol in ("offline", "online")
+        for pair, rate, miou in (("dusk", 0.1, 0.5), ("fog", 0.1, 0.1), ("dusk", 0.2, 0.4), ("fog", 0.2, 0.4))
+    ]
+    assert best(results) == {("offline", "tent"): 0.2, ("online", "tent"): 0.2, ("continual", "tent"): 0.2}
+
+
+def test_table_shows_the_worst_change_of_any_pair_and_seed() -> None:
+    rows = [_row("none", "dusk", 0.3), _row("none", "fog", 0.5)]
+    rows += [_row("tent", "dusk", 0.5), _row("tent", "dusk", 0.4), _row("tent", "fog", 0.45)]
+    lines = table(rows).splitlines()
+    assert lines[2] == "| tent | 0.450 | -0.050 | 0.250 | 2 |"
+    assert lines[3] == "| none | 0.400 | +0.000 | 0.250 | 2 |"
