@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := test,pretrained,cpu,nvrtc,tensorrt-rtx,bags,live
+EXTRAS := test,pretrained,cpu,nvrtc,tensorrt-rtx,bags,live,rerun,ros
 CAMVID ?= ../shared/data/camvid
 
 .DELETE_ON_ERROR:
@@ -36,7 +36,7 @@ venv: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "edge-sfda needs Python 3.10 or later, found " + sys.version + "; name one with make PYTHON=...")'
 	$(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling editables
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt hatchling editables setuptools
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[$(EXTRAS)]'
 	touch $@
 
