@@ -23,7 +23,8 @@ from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig
 from edge_sfda.data.frames import Frame, FrameSource
 from edge_sfda.data.sources import SceneSource
 from edge_sfda.live.capture import Pace
-from edge_sfda.live.worker import Job, Step, work
+from edge_sfda.live.job import Job, Step
+from edge_sfda.live.worker import work
 from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets import Predictor, load
 

@@ -16,8 +16,9 @@ from edge_sfda.data.sources import open_source
 from edge_sfda.live.capture import Capture, Pace
 from edge_sfda.live.events import Events
 from edge_sfda.live.exchange import artefact_of
+from edge_sfda.live.job import Job
 from edge_sfda.live.loop import Loop, Place
-from edge_sfda.live.worker import Job, Worker
+from edge_sfda.live.worker import Worker
 from edge_sfda.nets import load
 from edge_sfda.runtime.predict import Segmenter
 

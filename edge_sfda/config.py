@@ -222,6 +222,7 @@ class GateConfig:
     distance: float = (
         0.15  # largest relative change of the weights of a kind: a burst makes .03 to .05, at 10x rate .14
     )
+    latency: float = 1.25  # most that a frame may take against the network in use, as p99 beside a burst may
     # votes: how much better than the deployed network to be for it, over and above one standard error
     agreement: float = 0.5  # least share of the deployed network's agreement with the ensemble; bad ones .1 to .3
     consistency: float = 0.02  # class-averaged IoU; a loss of more than its error is a vote against
@@ -231,6 +232,7 @@ class GateConfig:
     sided: float = 1.5  # times the deployed network's agreement; a network come home 1.8 to 2.4, a bad one 1.0 at most
     steady: float = 0.1  # gain of consistency that it then needs; a network come home .23 to .35
     labelled: float = 0.01  # mIoU on labelled probes, which decide in place of the votes
+    snapshots: int = 2  # of a burst, evenly spread over it, that compete with its end
     pixels: int = 1024  # of a frame, evenly spread, that votes look at
     cool_down_s: float = 30.0  # after a swap before the next one, unless a veto falls on what is deployed
     seed: int = 0  # of the noise of one of the views
@@ -250,8 +252,10 @@ class GateConfig:
         ):
             _check(f"gate.{name}", getattr(self, name), 0, 1)
         _check("gate.distance", self.distance, 0, 1000)
+        _check("gate.latency", self.latency, 1, 1000)
         _check("gate.information", self.information, 0, 100)
         _check("gate.sided", self.sided, 1, 1000)
+        _check("gate.snapshots", self.snapshots, 0, 100)
         _check("gate.pixels", self.pixels, 16, 10_000_000)
         _check("gate.cool_down_s", self.cool_down_s, 0, 1e9)
         _check("gate.seed", self.seed, 0, 2**32 - 1)

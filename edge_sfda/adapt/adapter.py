@@ -109,13 +109,19 @@ class Adapter(Method):
         scalars["agreement"] = _agreement(logits.detach(), label)
         return StepReport(loss.detach(), scalars)
 
+    def snapshot(self) -> SegmentationNet:
+        """See `Method.snapshot`."""
+        net = super().snapshot()
+        self._settle(net)
+        return net
+
     def finish(self) -> None:
-        """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share."""
-        net, blend = self.teacher.net, self.config.statistics.blend
-        if self.config.burst.batch_statistics and len(self.frames) > 0:
-            net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
-            estimate(net, self._batches(self.frames), blend=blend)
-        guard.retreat(net, self.source, share=self.share)
+        """Make the teacher what is deployed.
+
+        Raises:
+            DivergenceError: one of its weights is not finite.
+        """
+        self._settle(self.teacher.net)
         super().finish()
 
     def rejoin(self, frames: Sequence[Tensor]) -> None:
@@ -156,6 +162,13 @@ class Adapter(Method):
         self.share = float(own.fact("share"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
+
+    def _settle(self, net: SegmentationNet) -> None:
+        """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share."""
+        if self.config.burst.batch_statistics and len(self.frames) > 0:
+            net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
+            estimate(net, self._batches(self.frames), blend=self.config.statistics.blend)
+        guard.retreat(net, self.source, share=self.share)
 
     def _shrunk(self, frames: Tensor) -> Tensor:
         """Return frames of the size that steps are taken at, uint8 still; sides are of whole cells of every stride."""

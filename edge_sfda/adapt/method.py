@@ -6,6 +6,7 @@ No parameter takes a source image or a label: source-free shows in the signature
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,10 @@ class Method(abc.ABC):
     def deployed(self) -> SegmentationNet:
         """The network to infer with now."""
         return self.net
+
+    def snapshot(self) -> SegmentationNet:
+        """Return a copy of what would be deployed were the burst over now; the burst goes on as if nobody had asked."""
+        return copy.deepcopy(self.deployed).eval()
 
     def begin(self, frames: Sequence[Tensor]) -> None:
         """Do what comes before the first step, from a first look at the target: step 0, unless a method has more.

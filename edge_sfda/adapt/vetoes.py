@@ -53,6 +53,18 @@ def of_predictions(ballot: Ballot, source: Ballot, config: GateConfig) -> list[s
     return words
 
 
+def of_latency(times: float, config: GateConfig) -> list[str]:
+    """Return whether a candidate is too slow, in words.
+
+    Args:
+        times: what a frame takes, as a multiple of what it takes the network in use.
+        config: `latency`.
+    """
+    if times <= config.latency:
+        return []
+    return [f"a frame takes {times:.2f} times what it takes the network in use, more than {config.latency:g}"]
+
+
 def of_evidence(probes: Tensor, source: Ballot | None, config: GateConfig) -> list[str]:
     """Return why probes cannot tell one network from another, in words: too few, too alike, too little in them.
 

@@ -25,9 +25,10 @@ from edge_sfda.errors import EdgeSfdaError
 from edge_sfda.live.budget import Budget
 from edge_sfda.live.capture import Capture, Pace, Seen
 from edge_sfda.live.events import Events
-from edge_sfda.live.exchange import MODEL, Exchange
+from edge_sfda.live.exchange import MODEL, Exchange, artefact_of
+from edge_sfda.live.job import CANDIDATE, ONNX, Failed, Job, Judged, Look, Step
 from edge_sfda.live.status import STALE_S, Latest, LoopStatus, Phase
-from edge_sfda.live.worker import CANDIDATE, ONNX, Failed, Job, Judged, Look, Step, Worker
+from edge_sfda.live.worker import Worker
 from edge_sfda.manifest import Manifest
 from edge_sfda.runtime.predict import Segmentation, Segmenter
 
@@ -356,6 +357,7 @@ class Loop:
         return Job(
             source=source.checkpoint,
             deployed=self._generation.checkpoint,
+            running=artefact_of(self._generation),
             net=self.place.net,
             frames=probes[:0] if recall else np.stack(self._learn),
             probes=probes,

@@ -22,8 +22,8 @@ import numpy as np
 from edge_sfda.errors import EngineError, UsageError
 from edge_sfda.live.events import line_of
 from edge_sfda.live.history import encode
+from edge_sfda.live.job import Look
 from edge_sfda.live.status import Latest, LoopStatus
-from edge_sfda.live.worker import Look
 from edge_sfda.manifest import Classes
 
 if TYPE_CHECKING:

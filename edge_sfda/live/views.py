@@ -13,8 +13,8 @@ import numpy as np
 from edge_sfda.data.frames import U8
 from edge_sfda.data.paint import colour_mask, heat, overlay
 from edge_sfda.live.history import encode
+from edge_sfda.live.job import Look
 from edge_sfda.live.status import Latest
-from edge_sfda.live.worker import Look
 from edge_sfda.manifest import Classes
 
 VIEWS = ("overlay", "frame", "mask", "confidence", "reliability")

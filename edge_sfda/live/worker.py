@@ -14,114 +14,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig
+from edge_sfda.live.job import Failed, Job, Judged, Look, Message, Step
 
-U8 = npt.NDArray[np.uint8]
-
-CANDIDATE = "candidate.safetensors"
-ONNX = "candidate.onnx"
+if TYPE_CHECKING:
+    from edge_sfda.live.rivals import Rivals
 
 _LOOK_EVERY = 10  # steps; a look costs one forward of one frame, a step forty
 _NICENESS = 10  # least urgent but for idle work: a mask always goes first
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """What a burst needs.
-
-    Args:
-        source: checkpoint that the burst begins from.
-        deployed: checkpoint in use, to be judged against; the source's where nothing else is.
-        net: `module:factory` of a network of your own that the checkpoints may run.
-        frames: to learn from, uint8 RGB [N, 3, H, W], of the network's input size.
-        probes: to judge on, never learned from, likewise.
-        labelled: probes with labels [M, H, W], or None.
-        adapt: of the burst.
-        gate: of the judgement.
-        budget: its share of the time.
-        folder: where the candidate goes.
-        onnx: export the candidate as well, and rule it out where it is not its checkpoint.
-        device: to learn on, as torch names it.
-        recall: learn nothing, judge the source against the network in use alone.
-    """
-
-    source: Path
-    deployed: Path
-    net: str | None
-    frames: U8
-    probes: U8
-    labelled: tuple[U8, U8] | None
-    adapt: AdaptConfig
-    gate: GateConfig
-    budget: BudgetConfig
-    folder: Path
-    onnx: bool
-    device: str = "cpu"
-    recall: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """One of the job's frames with the reliability of the teacher's label: what a person looks at.
-
-    Args:
-        image: uint8 RGB [3, H, W].
-        reliability: uint8 [h, w], 255 for 1, on the grid of the logits.
-    """
-
-    image: U8
-    reliability: U8
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step was taken, in `seconds`; now and then with a look at what the teacher's labels are worth."""
-
-    number: int
-    of: int
-    loss: float
-    reliability: float
-    seconds: float
-    agreement: float = float("nan")  # share of pixels in which the student says what it is taught
-    look: Look | None = None
-
-
-@dataclass(frozen=True)
-class Judged:
-    """The burst is over.
-
-    Args:
-        accepted: name of the network to deploy: `source`, `deployed` or `adapted`.
-        reason: in words.
-        decision: the whole decision, as JSON values.
-        steps: of the burst.
-        manifest: of the candidate, as JSON.
-        onnx: whether the candidate's model lies beside it.
-    """
-
-    accepted: str
-    reason: str
-    decision: dict[str, Any]
-    steps: int
-    manifest: str
-    onnx: bool
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The burst came to nothing: its frames or settings do not do; trying again would not help."""
-
-    reason: str
-
-
-Message = Step | Judged | Failed
 
 
 class Worker:
@@ -241,6 +144,11 @@ def _least_urgent(device: str) -> AbstractContextManager[Any]:
     return torch.cuda.stream(torch.cuda.Stream(device, priority=0))  # type: ignore[no-untyped-call]  # of 0 and -1 the lower
 
 
+def _marks(steps: int, snapshots: int) -> set[int]:
+    """Return the steps after which a burst of so many is looked at, evenly spread, its end not among them."""
+    return {steps * (index + 1) // (snapshots + 1) for index in range(snapshots)} - {0, steps}
+
+
 class _Burst:
     """One job under way."""
 
@@ -248,6 +156,7 @@ class _Burst:
         self.connection = connection
         self.job = job
         self.paused = False
+        self.rivals: Rivals
 
     def run(self) -> Judged:
         import torch
@@ -255,6 +164,7 @@ class _Burst:
         from edge_sfda.adapt import run
         from edge_sfda.adapt.gate import Gate
         from edge_sfda.adapt.probes import LabelledProbes
+        from edge_sfda.live.rivals import AVERAGE, Rivals
         from edge_sfda.nets import load
 
         torch.set_num_threads(1)
@@ -262,25 +172,23 @@ class _Burst:
         source, manifest = load(job.source, allow=job.net, device=job.device)
         deployed, _ = load(job.deployed, allow=job.net, device=job.device)
         candidates = {"source": source, "deployed": deployed}
-        steps, derived, vetoes, exported = 0, manifest, "", False
+        steps = 0
+        self.rivals = rivals = Rivals(job)
         if not job.recall:
             net, _ = load(job.source, allow=job.net, device=job.device)
             self.method = method = run.make(net, manifest, job.adapt)
+            steps = job.adapt.burst.steps if method.trains else 0
             self.begun = time.perf_counter()
             run.offline(method, list(torch.from_numpy(job.frames)), on_step=self._after_step)
-            steps = job.adapt.burst.steps if method.trains else 0
-            derived = self._save(method, steps)
-            vetoes, exported = self._export(method, derived)
-            candidates["adapted"] = method.deployed
+            self._add(AVERAGE, method.deployed, steps)
+            candidates |= rivals.nets
         labelled = None
         if job.labelled is not None:
             labelled = LabelledProbes(*(torch.from_numpy(part) for part in job.labelled))
         decision = Gate(job.gate, manifest).judge(
-            candidates,
-            torch.from_numpy(job.probes),
-            labelled=labelled,
-            more_vetoes=[lambda name: vetoes if name == "adapted" and vetoes else None],
+            candidates, torch.from_numpy(job.probes), labelled=labelled, more_vetoes=[rivals.veto]
         )
+        derived, exported = (manifest, False) if job.recall else rivals.keep(decision.accepted)
         import json
 
         return Judged(
@@ -293,6 +201,8 @@ class _Burst:
         row = check_report(number, report, trains=True)
         seconds = time.perf_counter() - self.begun
         of, nan = self.job.adapt.burst.steps, float("nan")
+        if number in _marks(of, self.job.gate.snapshots):
+            self._add(f"step {number}", self.method.snapshot(), number)
         look = self._look(number) if number % _LOOK_EVERY == 0 or number == 1 else None
         self.connection.send(
             Step(number, of, row["loss"], row.get("reliability", nan), seconds, row.get("agreement", nan), look)
@@ -311,30 +221,8 @@ class _Burst:
         r = reliability_of(self.method, torch.from_numpy(image))
         return None if r is None else Look(image, np.round(255 * r.clip(0, 1)).astype(np.uint8))
 
-    def _save(self, method: Any, steps: int) -> Any:
-        from edge_sfda import checkpoint
+    def _add(self, name: str, net: Any, steps: int) -> None:
         from edge_sfda.adapt.session import adapted_manifest
 
-        manifest = adapted_manifest(method, steps=steps, frames=len(self.job.frames), stopped=False)
-        return checkpoint.save(self.job.folder / CANDIDATE, method.deployed.state_dict(), manifest)
-
-    def _export(self, method: Any, manifest: Any) -> tuple[str, bool]:
-        """Export the candidate; returns why that rules it out, and whether a model is there."""
-        if not self.job.onnx:
-            return "", False
-        import copy
-
-        from edge_sfda.files import write_atomic
-        from edge_sfda.runtime.export import ExportConfig, to_onnx
-        from edge_sfda.runtime.parity import Sample, measure
-
-        net = copy.deepcopy(method.deployed).cpu()  # where ONNX Runtime's own results are to be found again
-        # with logits, as a checkpoint gives them: a swap must take no output away
-        model = to_onnx(net, manifest, ExportConfig(logits=True))
-        probes = self.job.probes[:4] if len(self.job.probes) else self.job.frames[:4]
-        samples = [Sample(np.ascontiguousarray(probe[::-1].transpose(1, 2, 0))) for probe in probes]
-        problems = measure(model, net, manifest, samples).problems()
-        if problems:
-            return f"its ONNX model is not the same network: {'; '.join(problems)}", False
-        write_atomic(self.job.folder / ONNX, model.SerializeToString())
-        return "", True
+        manifest = adapted_manifest(self.method, steps=steps, frames=len(self.job.frames), stopped=False)
+        self.rivals.add(name, net, manifest)

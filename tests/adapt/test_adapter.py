@@ -548,6 +548,24 @@ def test_statistics_are_estimated_anew_at_the_end_of_such_a_burst(adapter: Make,
     assert _same(_state(method.deployed), _state(expected))
 
 
+def test_snapshot_is_what_a_burst_that_ended_there_deploys_and_disturbs_nothing(
+    adapter: Make, frames: list[Tensor]
+) -> None:
+    def taken_after(step: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        method, snapshots = adapter(AFFINE, {"burst": {"guard": True}}), []
+        offline(
+            method, frames, on_step=lambda number, _: snapshots.append(method.snapshot()) if number == step else None
+        )
+        return _state(method.deployed), _state(snapshots[0])
+
+    plain = adapter(AFFINE, {"burst": {"guard": True}})
+    offline(plain, frames)
+    for step in (1, 3):
+        end, snapshot = taken_after(step)
+        assert _same(end, _state(plain.deployed))
+        assert _same(snapshot, end) == (step == 3)
+
+
 def test_stream_uses_running_statistics_and_estimates_nothing_at_its_end(adapter: Make, frames: list[Tensor]) -> None:
     states = []
     for batch_statistics in (False, True):

@@ -20,9 +20,9 @@ from edge_sfda.data.frames import Frame
 from edge_sfda.data.sources import open_source
 from edge_sfda.files import write_atomic
 from edge_sfda.live.capture import CaptureStatus, Pace, Seen
+from edge_sfda.live.job import CANDIDATE, Failed, Job, Judged, Step
 from edge_sfda.live.loop import Loop
 from edge_sfda.live.status import Latest, Phase
-from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Step
 from edge_sfda.nets import load
 
 Make = Callable[..., Any]

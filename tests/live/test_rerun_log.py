@@ -16,8 +16,8 @@ import pytest
 pytest.importorskip("rerun", reason="needs the extra rerun")
 
 from edge_sfda.errors import UsageError
+from edge_sfda.live.job import Look
 from edge_sfda.live.rerun_log import RerunLog
-from edge_sfda.live.worker import Look
 
 Make = Callable[..., Any]
 

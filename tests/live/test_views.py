@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from edge_sfda.data.frames import Frame
+from edge_sfda.live.job import Look
 from edge_sfda.live.status import Latest
 from edge_sfda.live.views import VIEWS, View, Views
-from edge_sfda.live.worker import Look
 from edge_sfda.manifest import Classes
 
 CLASSES = Classes(("road", "sky"), ((255, 0, 0), (0, 0, 255)))

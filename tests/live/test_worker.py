@@ -17,7 +17,8 @@ from edge_sfda import checkpoint
 from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig, from_dict
 from edge_sfda.data.frames import to_input
 from edge_sfda.data.sources import open_source
-from edge_sfda.live.worker import CANDIDATE, Failed, Job, Judged, Message, Step, Worker
+from edge_sfda.live.job import CANDIDATE, Failed, Job, Judged, Message, Step
+from edge_sfda.live.worker import Worker
 from edge_sfda.manifest import Manifest
 from edge_sfda.runtime.predict import Segmenter
 
@@ -37,6 +38,7 @@ def make_job(tmp_path: Path) -> MakeJob:
         fields: dict[str, Any] = {
             "source": MODEL,
             "deployed": MODEL,
+            "running": MODEL,
             "net": None,
             "frames": frames[:10],
             "probes": frames[10:],
@@ -77,7 +79,8 @@ def test_burst_tells_its_steps_and_leaves_a_whole_candidate(make_job: MakeJob, t
     assert [m.number for m in heard if isinstance(m, Step)] == [1, 2, 3]
     judged = heard[-1]
     assert isinstance(judged, Judged)
-    assert set(judged.decision["scores"]) == {"source", "deployed", "adapted"}
+    assert set(judged.decision["scores"]) == {"source", "deployed", "adapted", "step 1", "step 2"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CANDIDATE]
     candidate = checkpoint.load(tmp_path / CANDIDATE)
     assert candidate.manifest.tensors_sha256 == Manifest.from_json(judged.manifest).tensors_sha256
     assert candidate.manifest.provenance["kind"] == "adapted"

@@ -1,0 +1,138 @@
+"""What a burst puts before the gate: its average and snapshots, each written, exported, proven and timed."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edge_sfda import checkpoint
+from edge_sfda.adapt import vetoes
+from edge_sfda.files import write_atomic
+from edge_sfda.live.job import CANDIDATE, ONNX, Job
+from edge_sfda.manifest import Manifest
+from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.runtime.predict import Segmenter
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AVERAGE = "adapted"  # the name of the burst's end
+
+_TURNS = 8  # frames that each of two artefacts predicts, in turn; the least of its times counts
+_TRIES = 3  # of that before a candidate is called slow: the machine has other things to do
+_PROVEN_ON = 4  # frames
+
+
+class Rivals:
+    """The networks of one burst, by name; asked as a veto, it says what rules one of them out.
+
+    Args:
+        job: of the burst; `folder` takes the files.
+        slowdown: times one artefact against another on a frame, HWC uint8 BGR; another one in tests.
+    """
+
+    def __init__(self, job: Job, *, slowdown: Callable[[Path, Path, Job], float] | None = None) -> None:
+        self.job = job
+        self.nets: dict[str, SegmentationNet] = {}
+        self.manifests: dict[str, Manifest] = {}  # as written
+        self._slowdown = slowdown or slowdown_of
+        if not job.recall:
+            for left in (*job.folder.glob("step-*"), *job.folder.glob(f"{AVERAGE}.*"), job.folder / ONNX):
+                left.unlink(missing_ok=True)  # of a burst that was ended
+
+    def add(self, name: str, net: SegmentationNet, manifest: Manifest) -> None:
+        """Write a network's checkpoint.
+
+        Raises:
+            WriteError: the disk is full, or the folder is not writable.
+        """
+        self.nets[name] = net
+        self.manifests[name] = checkpoint.save(self._path(name, CANDIDATE), net.state_dict(), manifest)
+
+    def veto(self, name: str) -> str | None:
+        """Return why a network of the burst is ruled out: its model is another network, or slow; None for others."""
+        if name not in self.nets:
+            return None
+        if self.job.onnx:
+            problems = self._export(name)
+            if problems:
+                return f"its ONNX model is not the same network: {'; '.join(problems)}"
+        artefact = self._path(name, ONNX) if self.job.onnx else self._path(name, CANDIDATE)
+        times = 0.0
+        for _ in range(_TRIES):
+            times = self._slowdown(artefact, self.job.running, self.job)
+            if times <= self.job.gate.latency:
+                return None
+        return "; ".join(vetoes.of_latency(times, self.job.gate)) or None
+
+    def keep(self, accepted: str) -> tuple[Manifest, bool]:
+        """Leave one network's files as the candidate's, no other's; returns its manifest and whether it has a model.
+
+        Args:
+            accepted: by the gate; the burst's end is kept where that is none of the burst's.
+        """
+        name = accepted if accepted in self.nets else AVERAGE
+        for other in self.nets:
+            for kind in (CANDIDATE, ONNX):
+                path = self._path(other, kind)
+                if not path.exists():
+                    continue
+                if other == name:
+                    os.replace(path, self.job.folder / kind)
+                else:
+                    path.unlink()
+        return self.manifests[name], (self.job.folder / ONNX).exists()
+
+    def _path(self, name: str, kind: str) -> Path:
+        return self.job.folder / f"{name.replace(' ', '-')}{kind[kind.index('.') :]}"
+
+    def _export(self, name: str) -> list[str]:
+        """Write a network's ONNX model where it is the same network, else return what differs."""
+        import copy
+
+        from edge_sfda.runtime.export import ExportConfig, to_onnx
+        from edge_sfda.runtime.parity import Sample, measure
+
+        net = copy.deepcopy(self.nets[name]).cpu()  # where ONNX Runtime's own results are to be found again
+        # with logits, as a checkpoint gives them: a swap must take no output away
+        model = to_onnx(net, self.manifests[name], ExportConfig(logits=True))
+        frames = [Sample(frame) for frame in _frames(self.job)[:_PROVEN_ON]]
+        problems = measure(model, net, self.manifests[name], frames).problems()
+        if not problems:
+            write_atomic(self._path(name, ONNX), model.SerializeToString())
+        return problems
+
+
+def slowdown_of(candidate: Path, running: Path, job: Job) -> float:
+    """Return what a frame takes one artefact, as a multiple of what it takes another, by the least of several each.
+
+    Raises:
+        EdgeSfdaError: an artefact does not load.
+    """
+    frame = _frames(job)[0]
+    with (
+        Segmenter.load(candidate, device=job.device, threads=1, net=job.net) as mine,
+        Segmenter.load(running, device=job.device, threads=1, net=job.net) as theirs,
+    ):
+        return ratio(lambda: mine(frame), lambda: theirs(frame))
+
+
+def ratio(mine: Callable[[], object], theirs: Callable[[], object]) -> float:
+    """Return the least time that one call takes over the least that the other takes, called in turn."""
+    least = [float("inf"), float("inf")]
+    for _ in range(_TURNS):
+        for index, call in enumerate((mine, theirs)):
+            start = time.perf_counter()
+            call()
+            least[index] = min(least[index], time.perf_counter() - start)
+    return least[0] / max(least[1], 1e-9)
+
+
+def _frames(job: Job) -> list[np.ndarray]:
+    """Return the probes, or what was learned from where there are none, as HWC BGR."""
+    seen = job.probes if len(job.probes) else job.frames
+    return [np.ascontiguousarray(frame[::-1].transpose(1, 2, 0)) for frame in seen[:_PROVEN_ON]]
