@@ -1,6 +1,7 @@
 """When to learn: tells from a few numbers a frame that the stream has left what the network was fitted to (ours).
 
-Each signal has a reference, the median of the frames after the last `rebase`, and a spread, how far the median of a
+Each signal has a reference, the median of the frames that the network was fitted to or, where those are not known, of
+those after the last `rebase`, and a spread, how far the median of a
 short window usually strays from where it was. The reference stands still: one that followed the stream would follow
 dusk all the way down. Imports no torch: the numbers may come from any engine.
 """
@@ -10,7 +11,8 @@ from __future__ import annotations
 import enum
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from statistics import median
 
 import numpy as np
@@ -22,6 +24,9 @@ from edge_sfda.errors import UsageError
 _MOST_COOL_DOWNS = 16  # a robot parked before a wall asks twice an hour, not every half minute
 _CLIP = 3.0  # spreads at which a stray counts no further into the spread: an odd frame must not blind the trigger
 _STEP = 8  # every so many pixels are looked at
+
+
+Signals = Mapping[str, Sequence[float]]  # by name, of some frames in their order
 
 
 class Change(enum.Enum):
@@ -66,24 +71,43 @@ class Trigger:
 
     def __init__(self, config: TriggerConfig) -> None:
         self.config = config
+        self._history: deque[dict[str, float]] = deque(maxlen=config.settle)
         self.rebase()
 
     @property
     def settling(self) -> bool:
-        """Whether the reference is still being taken; nothing is noticed meanwhile."""
-        return self._seen < self.config.settle
+        """Whether every reference is still being taken; nothing is noticed meanwhile."""
+        return not any(signal.is_settled for signal in self._signals.values())
 
     @property
     def score(self) -> float:
         """The largest of `scores`; 0 while settling."""
         return max(self.scores.values(), default=0.0)
 
-    def rebase(self) -> None:
-        """Take a new reference from the next frames: the network was fitted to them, or kept in spite of them."""
+    def recent(self, frames: int) -> Signals:
+        """Return the signals of that many frames, at most `settle`, the newest last; of the picture's alone.
+
+        Doubt is left out: it is of the network that saw them, and another one will be in use.
+        """
+        last = list(islice(reversed(self._history), frames))[::-1]
+        names = [name for name in self._signals if name != "doubt"]
+        return {name: tuple(signals[name] for signals in last) for name in names}
+
+    def rebase(self, fitted: Signals | None = None) -> None:
+        """Take new references: another network is in use.
+
+        Args:
+            fitted: signals of the frames that it was fitted to, as `recent` gave them then: what the stream has left
+                since is noticed at once. Every other reference, and one of fewer than `window` frames, is taken from
+                the next frames.
+        """
         self.shifted = self._told = False
         self.scores: dict[str, float] = {}
-        self._signals: dict[str, _Signal] = {}
-        self._seen = 0
+        self._signals: dict[str, _Signal] = {
+            name: _Signal(self.config, values)
+            for name, values in (fitted or {}).items()
+            if len(values) >= self.config.window
+        }
         self._beyond = 0
         self._wait = 0
         self._asked = 0
@@ -104,10 +128,10 @@ class Trigger:
             self._signals.setdefault(name, _Signal(self.config)).add(
                 value, quiet=not self.shifted and self._beyond == 0
             )
-        self._seen += 1
+        self._history.append(dict(signals))
         if self.settling:
             return None
-        self.scores = {name: signal.score() for name, signal in self._signals.items()}
+        self.scores = {name: signal.score() for name, signal in self._signals.items() if signal.is_settled}
         self._wait = max(0, self._wait - 1)
         return self._shift_lasts() if self.shifted else self._shift_begins()
 
@@ -138,27 +162,31 @@ class Trigger:
         bad = [name for name, value in signals.items() if not math.isfinite(value)]
         if bad or not signals:
             raise UsageError(f"trigger got {dict(signals)}; expected one or more finite numbers")
-        if self._signals and signals.keys() != self._signals.keys():
+        if self._history and signals.keys() != self._history[-1].keys():
             raise UsageError(
-                f"trigger got {sorted(signals)} after {sorted(self._signals)}; give the same at each frame"
+                f"trigger got {sorted(signals)} after {sorted(self._history[-1])}; give the same at each frame"
             )
 
 
 class _Signal:
     """One number a frame: its window, reference, and usual straying."""
 
-    def __init__(self, config: TriggerConfig) -> None:
+    def __init__(self, config: TriggerConfig, fitted: Sequence[float] = ()) -> None:
         self.config = config
         self.window: deque[float] = deque(maxlen=config.window)
         self.settled: list[float] = []
+        self.is_settled = False
         self.reference = 0.0
         self.centre = 0.0  # follows the window: straying is from where the signal was lately
         self.spread = 0.0
         self.size = 0.0
+        if fitted:
+            self.settled = list(fitted)
+            self._settle()
 
     def add(self, value: float, *, quiet: bool) -> None:
         self.window.append(value)
-        if len(self.settled) < self.config.settle:
+        if not self.is_settled:
             self.settled.append(value)
             if len(self.settled) == self.config.settle:
                 self._settle()
@@ -166,9 +194,13 @@ class _Signal:
             self._stray()
 
     def score(self) -> float:
+        """How far the window is from the reference, in spreads; 0 until it is full, for a few frames are no window."""
+        if len(self.window) < self.config.window:
+            return 0.0
         return abs(median(self.window) - self.reference) / self._least(self.spread)
 
     def _settle(self) -> None:
+        self.is_settled = True
         self.reference = self.centre = median(self.settled)
         self.size = median(abs(value) for value in self.settled)
         # of single frames, by their median: an odd one among them does not count

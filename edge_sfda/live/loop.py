@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_sfda.adapt.generations import Generation, Generations
-from edge_sfda.adapt.trigger import Change, Trigger, describe
+from edge_sfda.adapt.trigger import Change, Signals, Trigger, describe
 from edge_sfda.config import AdaptConfig, LiveConfig
 from edge_sfda.data.frames import U8, to_input
 from edge_sfda.errors import EdgeSfdaError
@@ -112,6 +112,8 @@ class Loop:
         self._step = Step(0, 0, _NAN, _NAN, 0.0)
         self._look: Look | None = None
         self._shift_since = False  # the burst under way began
+        self._fitted: Signals = {}  # of the frames that the newest worker was given
+        self._next_home: Signals | None = None  # what the stream is held against after the change under way
         self._recall = 0  # times that the source may still be asked for, since the stream changed
         self._recall_at = 0  # with so many probes
         self._retries = self._restarts = 0
@@ -293,7 +295,7 @@ class Loop:
         self._candidate = None
         at_home = self._generation.number == 0 or self._generation.report.get("accepted") == "source"
         self._recall = _RECALLS if self.config.mode == "auto" and not at_home else 0
-        self._recall_at = self.config.gate.least
+        self._recall_at = min(self.config.gate.recall, self.config.gate.least)
         self._set(Phase.COLLECTING, why)
 
     def _collect_if_shifted(self) -> None:
@@ -350,9 +352,11 @@ class Loop:
             self._step = Step(0, self.adapt.burst.steps, _NAN, _NAN, 0.0)
 
     def _make_job(self, *, recall: bool = False) -> Job:
+        self._fitted = self._trigger.recent(self._probes.offered)
         work = self.place.folder / "candidate"
         work.mkdir(parents=True, exist_ok=True)
         source = next(g for g in self.generations.all() if g.number == 0)
+        gate = self.config.gate
         probes = self._probes.frames().numpy()
         return Job(
             source=source.checkpoint,
@@ -363,7 +367,7 @@ class Loop:
             probes=probes,
             labelled=self.place.labelled,
             adapt=self.adapt,
-            gate=self.config.gate,
+            gate=replace(gate, least=min(gate.least, gate.recall)) if recall else gate,
             budget=self.config.budget,
             folder=work,
             onnx=self.config.onnx,
@@ -467,6 +471,7 @@ class Loop:
             lambda: self._keep(judged),
             lambda generation: self.events.tell("swapped", generation=generation.number, reason=judged.reason),
             lambda error: self.events.tell("refused", why=f"not deployed: {error}"),
+            fitted=self._fitted,
         )
 
     def _end_worker(self) -> None:
@@ -493,7 +498,7 @@ class Loop:
             self._set(Phase.WATCHING, f"not deployed: {error}")
             self._collect_if_shifted()
 
-        self._begin_change(lambda: self._keep(judged), taken, failed)
+        self._begin_change(lambda: self._keep(judged), taken, failed, fitted=self._fitted)
 
     def _keep(self, judged: Judged) -> Generation:
         from edge_sfda import checkpoint
@@ -523,13 +528,17 @@ class Loop:
         choose: Callable[[], Generation],
         taken: Callable[[Generation], None],
         failed: Callable[[Exception], None],
+        *,
+        fitted: Signals | None = None,
     ) -> None:
         """Write or find a generation and load it beside the frames; `taken` or `failed` follows between two of them.
 
+        From then on the stream is held against the signals `fitted`, of the frames that it is for, where known.
         A recording that is taken as fast as it goes waits for it: each of its frames is due to the newest network.
         """
         self._look_after_change(wait=True)  # one after the other
         self._change = Exchange(self.segmenter, choose, taken, failed)
+        self._next_home = fitted
         if self.capture.pace is Pace.FAST:
             self._look_after_change(wait=True)
 
@@ -545,7 +554,7 @@ class Loop:
             return
         self._dominant.clear()
         self._generation = generation
-        self._trigger.rebase()
+        self._trigger.rebase(self._next_home)
         change.taken(generation)
 
     def _watch_swap(self) -> None:

@@ -97,6 +97,36 @@ def test_rebase_takes_the_new_domain_as_home() -> None:
     assert [change for _, change in _changes(trigger, _noise(20))] == [FOUND]
 
 
+def _lit(values: list[float]) -> list[dict[str, float]]:
+    return [{"doubt": 0.1, "brightness": value} for value in values]
+
+
+def test_network_fitted_to_known_frames_is_left_at_once() -> None:
+    trigger = Trigger(SHORT)
+    for signals in _lit(_noise(30) + _noise(12, mean=2.0, seed=1)):
+        trigger.observe(signals)
+    fitted = trigger.recent(12)
+    assert list(fitted) == ["brightness"]
+    assert len(fitted["brightness"]) == 12
+    assert min(fitted["brightness"]) > 1.5
+    stays, leaves = Trigger(SHORT), Trigger(SHORT)
+    for each in (stays, leaves):
+        each.rebase(fitted)
+    assert [stays.observe(signals) for signals in _lit(_noise(18, mean=2.0, seed=2))] == [None] * 18
+    found = [leaves.observe(signals) for signals in _lit(_noise(18, mean=3.0, seed=2))]
+    assert found.index(FOUND) == SHORT.window + SHORT.patience - 2  # before doubt, of which nothing is known, settles
+    assert not leaves.settling
+
+
+def test_too_few_frames_are_no_reference() -> None:
+    trigger = Trigger(SHORT)
+    for signals in _lit(_noise(30)):
+        trigger.observe(signals)
+    trigger.rebase(trigger.recent(SHORT.window - 1))
+    assert trigger.settling
+    assert [trigger.observe(signals) for signals in _lit(_noise(18, mean=9.0))] == [None] * 18
+
+
 def test_nothing_is_noticed_while_the_reference_is_taken() -> None:
     trigger = Trigger(SHORT)
     assert _changes(trigger, _noise(10) + _noise(9, mean=50.0)) == []

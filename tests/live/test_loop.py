@@ -350,18 +350,34 @@ def _shift_after_the_first_swap(loop: Loop, count: int) -> None:
 @pytest.mark.parametrize(("accepted", "generation"), [("source", 2), ("deployed", 1)])
 def test_source_is_asked_as_soon_as_the_stream_has_changed(accepted: str, generation: int, make_loop: Make) -> None:
     fakes = Fakes([_candidate], [_recalled(accepted)])
-    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GATE)
+    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GateConfig(least=4, recall=2))
     source = run.loop.segmenter.info.checkpoint_sha256
     _run(run, _shift_after_the_first_swap)
     asked = fakes.made[1].job
     assert asked.recall
     assert len(asked.frames) == 0
-    assert len(asked.probes) >= GATE.least
+    assert (
+        asked.gate.least == 2
+    )  # of fewer probes than a burst is judged on: the source is what there is to fall back to
+    assert 2 <= len(asked.probes) < 4
+    assert fakes.made[0].job.gate.least == fakes.made[2].job.gate.least == 4
     assert run.loop.status().generation == generation
     assert (run.loop.segmenter.info.checkpoint_sha256 == source) == (accepted == "source")
     assert not fakes.made[2].job.recall  # the burst follows all the same
     assert [e["detail"] for e in run.told if e.get("phase") == "collecting"] == ["a shift was found"]
     assert run.loop.status().phase is Phase.ADAPTING
+
+
+def test_stream_that_leaves_what_was_learned_is_noticed_right_after_the_swap(make_loop: Make) -> None:
+    run = make_loop("scene:dusk?frames=60&fps=5&seed=5", worker=Fakes([_candidate]), gate=GATE, learn=24)
+    settling: list[bool] = []
+    _run(run, lambda loop, count: settling.append(loop._trigger.settling))
+    swapped = settling.index(False)  # 60 frames of the stream would be what a reference is taken from otherwise
+    assert settling[swapped:] == [False] * (len(settling) - swapped)
+    assert len(settling) - swapped > 10
+    reference = run.loop._trigger._signals["brightness"]
+    learned = run.loop._job.frames  # type: ignore[union-attr]
+    assert reference.reference == pytest.approx(np.median(learned.mean((1, 2, 3)) / 255), abs=0.02)
 
 
 def test_source_is_asked_again_while_probes_show_too_little(make_loop: Make) -> None:
