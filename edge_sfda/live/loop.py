@@ -40,6 +40,7 @@ _LATENCIES = 512
 _SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
 _RECALLS = 3  # times that the source is asked for after a change of the stream, while probes show too little
 _RECALL_PROBES = 4  # more of them, each time
+_MOST_COOL_DOWNS = 16  # as the trigger's
 _NAN = float("nan")
 
 
@@ -112,10 +113,14 @@ class Loop:
         self._step = Step(0, 0, _NAN, _NAN, 0.0)
         self._look: Look | None = None
         self._shift_since = False  # the burst under way began
+        self._gave_up = False  # the burst before this one, for the stream changed under it
+        self._shifted = False  # the stream, which is why it is learned from
         self._fitted: Signals = {}  # of the frames that the newest worker was given
         self._next_home: Signals | None = None  # what the stream is held against after the change under way
         self._recall = 0  # times that the source may still be asked for, since the stream changed
         self._recall_at = 0  # with so many probes
+        self._ask_in = 0  # frames until the same stream is learned from once more, since nothing was accepted; 0: not
+        self._asked = 0  # times that it was
         self._retries = self._restarts = 0
         self._held = ""  # why the budget lets a burst under way wait
         self._sense_at = 0.0
@@ -269,6 +274,10 @@ class Loop:
             change = self._trigger.observe(describe(latest.frame.image, confidence))
             if change is not None:
                 self._on_change(change)
+        if self._ask_in > 0 and self._phase is Phase.WATCHING:
+            self._ask_in -= 1
+            if self._ask_in == 0:
+                self._collect("nothing was accepted last time", shifted=True)
         counts = np.bincount(latest.mask[::4, ::4].reshape(-1), minlength=1)
         self._dominant.append(float(counts.max() / counts.sum()))
         self._watch_swap()
@@ -283,16 +292,23 @@ class Loop:
     def _on_change(self, change: Change) -> None:
         self.events.tell(change.value, spreads=self._trigger.score)
         if change is Change.SHIFT_FOUND and self._phase is Phase.WATCHING:
-            self._collect("a shift was found")
+            self._collect("a shift was found", shifted=True)
+        elif change is Change.SHIFT_FOUND and self._phase is Phase.ADAPTING and not self._gave_up:
+            self._gave_up = True  # the burst learns what is no more
+            self._end_worker()
+            self._set(Phase.WATCHING, "the burst was given up: the stream has changed")
+            self._collect("a shift was found during the burst", shifted=True)
         elif change is Change.SHIFT_FOUND and self._phase is Phase.ADAPTING:
-            self._shift_since = True  # the burst learns what is no more
+            self._shift_since = True  # a stream that never rests must not keep every burst from its end
 
-    def _collect(self, why: str) -> None:
+    def _collect(self, why: str, *, shifted: bool = False) -> None:
         if self._phase in (Phase.OFF, Phase.ADAPTING):
             return
+        self._shifted = shifted
         self._learn.clear()
         self._probes.restart()
         self._candidate = None
+        self._ask_in = 0
         at_home = self._generation.number == 0 or self._generation.report.get("accepted") == "source"
         self._recall = _RECALLS if self.config.mode == "auto" and not at_home else 0
         self._recall_at = min(self.config.gate.recall, self.config.gate.least)
@@ -302,7 +318,7 @@ class Loop:
         """Begin again where the burst that came to its end learned what is no more."""
         if self._shift_since and self._phase is Phase.WATCHING:
             self._shift_since = False
-            self._collect("a shift was found during the burst")
+            self._collect("a shift was found during the burst", shifted=True)
 
     def _put_by(self, image: U8) -> None:
         import torch
@@ -323,8 +339,9 @@ class Loop:
         self._retries = 0
         try:
             self._begin(self._make_job())
-        except (EdgeSfdaError, OSError) as error:  # a full disk: tried again at the next shift, or when told to
+        except (EdgeSfdaError, OSError) as error:  # a full disk
             self._set(Phase.WATCHING, f"no burst: {error}")
+            self._ask_later()
 
     def _begin_recall(self) -> None:
         """Ask at once whether the source does better: what was fitted to night is bad by day, bursts take long."""
@@ -345,6 +362,7 @@ class Loop:
     def _begin(self, job: Job) -> None:
         self._job, self._held, self._shift_since = job, "", False
         self._worker = self._make_worker(job)
+        self._trigger.rebase(self._fitted)  # what leaves that is a shift, whatever comes of the burst
         if self._phase is Phase.PAUSED:  # one that was lost during a pause is begun again
             self._worker.pause(True)
         self._set(Phase.ADAPTING, f"on {len(job.frames)} frames, judged on {len(job.probes)}")
@@ -419,6 +437,7 @@ class Loop:
         if excess:
             self._end_worker()
             self._set(Phase.WATCHING, f"the burst was given up: {excess}")
+            self._ask_later()
             return
         refusal = self.budget.refusal()
         if bool(refusal) != bool(self._held):
@@ -438,23 +457,35 @@ class Loop:
         self.events.tell("worker lost", why=why, retry=self._retries, of=self.config.retries)
         if self._retries > self.config.retries:
             self._set(Phase.WATCHING, f"given up after {self.config.retries} retries: {why}")
+            self._ask_later()
             return
         self._begin(self._job)  # from the source, on the same frames
 
     def _on_failed(self, message: Failed) -> None:
+        self._gave_up = False
+        if self._shifted:
+            self._ask_later()
         self._set(Phase.WATCHING, f"the burst came to nothing: {message.reason}")
 
     def _on_judged(self, judged: Judged) -> None:
         self.events.tell("judged", **judged.decision)
+        self._gave_up = False
         changes = judged.accepted != "deployed"
         if not changes or self.config.mode == "shadow":
             self._set(Phase.WATCHING, judged.reason)
+            if self._shifted or judged.decision.get("evidence"):
+                self._ask_later()
             return
         self._candidate = judged
         if self.config.mode == "recommend":
             self._set(Phase.RECOMMENDING, judged.reason)
             return
         self._accept()
+
+    def _ask_later(self) -> None:
+        """Learn from the stream once more after the cool-down, each time after twice as long: nothing came of this."""
+        self._ask_in = self.config.trigger.cool_down * min(2**self._asked, _MOST_COOL_DOWNS)
+        self._asked += 1
 
     def _on_recalled(self, judged: Judged | Failed) -> None:
         """Go home to the source where it does better; what is being collected for the burst goes on."""
@@ -554,6 +585,7 @@ class Loop:
             return
         self._dominant.clear()
         self._generation = generation
+        self._ask_in = self._asked = 0
         self._trigger.rebase(self._next_home)
         change.taken(generation)
 

@@ -15,7 +15,7 @@ import torch
 
 from edge_sfda import checkpoint
 from edge_sfda.adapt.trigger import Change
-from edge_sfda.config import GateConfig
+from edge_sfda.config import GateConfig, TriggerConfig
 from edge_sfda.data.frames import Frame
 from edge_sfda.data.sources import open_source
 from edge_sfda.files import write_atomic
@@ -244,18 +244,64 @@ def test_pause_reaches_the_worker_and_resume_goes_on(make_loop: Make) -> None:
     assert phases[-1] is Phase.ADAPTING
 
 
-def test_shift_during_a_burst_is_followed_by_another_burst(make_loop: Make) -> None:
-    fakes = Fakes([Step(1, 2, 0.5, 0.7, 0.01), Step(2, 2, 0.5, 0.7, 0.01), _candidate], [])
-    run = make_loop(worker=fakes, gate=GATE)
+def test_burst_is_given_up_where_the_stream_changes_and_the_next_one_is_not(make_loop: Make) -> None:
+    step = Step(1, 2, 0.5, 0.7, 0.01)
+    fakes = Fakes([step] * 500, [step, step, _candidate], [])
+    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GATE)
 
     def look(loop: Loop, count: int) -> None:
-        if loop.status().phase is Phase.ADAPTING and len(fakes.made) == 1:
+        if loop.status().phase is Phase.ADAPTING and len(fakes.made) < 3:
             loop._on_change(Change.SHIFT_FOUND)
 
     _run(run, look)
-    assert [e["detail"] for e in run.told if e.get("phase") == "collecting"] == ["a shift was found during the burst"]
-    assert len(fakes.made) == 2
-    assert not {f.tobytes() for f in fakes.made[0].job.frames} & {f.tobytes() for f in fakes.made[1].job.frames}
+    first, second, third = fakes.made
+    assert first.stopped
+    assert first.script, "it went on to its end"
+    assert [e["detail"] for e in run.told if e.get("phase") == "collecting"] == [
+        "a shift was found during the burst",
+        "a shift was found during the burst",
+    ]
+    kinds = run.kinds()
+    assert kinds.index("collecting") < kinds.index("judged") < kinds.index("swapped")  # the second came to its end
+    seen = [{f.tobytes() for f in fake.job.frames} for fake in (first, second, third)]
+    assert not seen[0] & seen[1]
+    assert not seen[1] & seen[2]
+
+
+def _kept(**decision: Any) -> Judged:
+    return Judged("deployed", "no better", {"accepted": "deployed", "reason": "no better", **decision}, 0, "", False)
+
+
+@pytest.mark.parametrize(
+    ("because", "said", "asks"),
+    [
+        ("a shift", _kept(), True),
+        ("the start", _kept(), False),  # what is in use is good enough at home
+        ("the start", _kept(evidence=["2 of 8 probes differ"]), True),
+        ("a shift", Failed("it cannot be loaded"), True),
+        ("the start", Failed("it cannot be loaded"), False),
+    ],
+)
+def test_what_came_to_nothing_is_tried_again_later_each_time_after_twice_as_long(
+    because: str, said: Any, asks: bool, make_loop: Make
+) -> None:
+    trigger = TriggerConfig(settle=4, window=1, cool_down=10)
+    fakes = Fakes(*[[said]] * 9)
+    run = make_loop("scene:dusk?frames=150&fps=5&seed=5", worker=fakes, gate=GATE, trigger=trigger)
+    run.loop._on_change = lambda change: None  # type: ignore[method-assign]
+    begun: list[int] = []
+
+    def look(loop: Loop, count: int) -> None:
+        if because == "a shift" and count == 1:
+            loop._collect("a shift was found", shifted=True)
+        begun.extend([count] * (len(fakes.made) - len(begun)))
+
+    _run(run, look)
+    assert (len(begun) > 2) == asks
+    assert len(begun) > 0
+    if asks:
+        waits = np.diff(begun)
+        assert waits[1] - waits[0] >= 5  # ten frames more, but for how fast enough probes were collected
 
 
 def test_rollback_goes_to_the_generation_before(make_loop: Make) -> None:
@@ -322,20 +368,6 @@ def test_masks_go_out_while_another_network_is_written_and_loaded(
     assert generations[begun_at[0] + 4] == 0
     assert run.kinds().index("swapped") < run.kinds().index("rolled back")
     assert run.loop.status().generation == 0
-
-
-def test_every_shift_during_a_burst_is_followed_by_one_burst(make_loop: Make) -> None:
-    judge = [Step(1, 2, 0.5, 0.7, 0.01), Step(2, 2, 0.5, 0.7, 0.01), _candidate]
-    stay = Judged("deployed", "no better", {"accepted": "deployed", "reason": "no better"}, 0, "", False)
-    fakes = Fakes(judge, [stay], judge, judge)
-    run = make_loop("scene:dusk?frames=120&fps=5&seed=5", worker=fakes, gate=GATE)
-
-    def look(loop: Loop, count: int) -> None:
-        if loop.status().phase is Phase.ADAPTING and len(fakes.made) == 1:
-            loop._on_change(Change.SHIFT_FOUND)
-
-    _run(run, look)
-    assert [fake.job.recall for fake in fakes.made] == [False, True, False]
 
 
 def _recalled(accepted: str) -> Judged:
