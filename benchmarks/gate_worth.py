@@ -137,7 +137,7 @@ class Stream:
 
         def keep(step: int, report: object) -> None:
             if step % max(1, steps // 4) == 0 and step < steps:
-                candidates[f"step {step}"] = copy.deepcopy(method.deployed).eval()
+                candidates[f"step {step}"] = method.snapshot()
 
         run.offline(method, part.learn, on_step=keep)
         return {"average": method.deployed.eval(), **candidates}

@@ -241,13 +241,14 @@ class _Case:
         self.votes = {name: self._votes(name, held) for name in rivals}
         surer = [name for name in rivals if self._surer(name)]
         winners = surer or [name for name in rivals if self._sided(name, held)]
+        winners = winners or [name for name in rivals if name == SOURCE and self._is_home()]
         if winners:
             best = min(winners, key=lambda name: self._rank_sum(name, winners))
-            return best, (
-                f"{best} is surer and more diverse than {held}, and no vote is against it"
-                if surer
-                else f"the candidates' ensemble sides with {best} against {held}, and it is steadier"
-            )
+            if surer:
+                return best, f"{best} is surer and more diverse than {held}, and no vote is against it"
+            if self._sided(best, held):
+                return best, f"the candidates' ensemble sides with {best} against {held}, and it is steadier"
+            return best, f"most votes are for going back to the source from {held}, and none is against it"
         if not rivals:
             return held, "no other candidate is left"
         words = (
@@ -283,6 +284,11 @@ class _Case:
             and mine["agreement"] > self.config.sided * theirs["agreement"]
             and mine["consistency"] > theirs["consistency"] + self.config.steady
         )
+
+    def _is_home(self) -> bool:
+        """Whether to go back to the source: what there is to fall back to needs one vote less."""
+        says = [self.votes[SOURCE][vote] for vote in ("consistency", "information", "nuclear")]
+        return says.count("for") >= 2 and "against" not in self.votes[SOURCE].values()
 
     def _rank_sum(self, name: str, among: Sequence[str]) -> int:
         means = self.means()

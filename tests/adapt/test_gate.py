@@ -137,6 +137,19 @@ def test_source_that_the_ensemble_sides_with_is_accepted_when_a_stream_comes_hom
     assert decision.votes["source"]["nuclear"] == "abstains"
 
 
+def test_going_back_to_the_source_needs_one_vote_less_than_going_on(make_manifest: Callable[..., Manifest]) -> None:
+    gate = Gate(GateConfig(cool_down_s=0, nuclear=1.0, sided=1000), make_manifest())
+    home = gate.judge({"source": GOOD, "deployed": SOURCE}, FRAMES)
+    assert home.accepted == "source"
+    assert home.reason == "most votes are for going back to the source from deployed, and none is against it"
+    assert home.votes["source"]["nuclear"] == "abstains"
+    on = gate.judge({"source": SOURCE, "deployed": SOURCE, "average": GOOD}, FRAMES)
+    assert on.accepted == "deployed"
+    assert on.votes["average"] == home.votes["source"]
+    contradicted = _by_colour(40, classes=(1, 2, 3, 0))
+    assert gate.judge({"source": contradicted, "deployed": SOURCE, "average": SOURCE}, FRAMES).accepted == "deployed"
+
+
 def test_network_that_stands_twice_is_run_once(gate: Gate) -> None:
     runs = []
 
