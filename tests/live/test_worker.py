@@ -44,7 +44,7 @@ def make_job(tmp_path: Path) -> MakeJob:
             "probes": frames[10:],
             "labelled": None,
             "adapt": from_dict(SHORT),
-            "gate": GateConfig(least=2),
+            "gate": GateConfig(least=2, latency=1000),  # the machine may be busy
             "budget": BudgetConfig(share=1.0),
             "folder": tmp_path,
             "onnx": False,
