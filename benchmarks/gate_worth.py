@@ -13,7 +13,8 @@ Streams on the built-in scene that lead adaptation astray, and some that do not:
     all-weights     a burst over all weights instead of scale and shift
     DOMAIN          the usual burst in each domain of the scene
 
-Each stream is gone through as the live loop does: what the gate accepts is deployed, and the next candidates meet it.
+Each stream is gone through as the live loop does: what the gate accepts is deployed, and the next candidates meet it; of a
+burst the source with the target's statistics is judged before it, its end and snapshots after it.
 A candidate is bad when its mIoU on the next part of the stream (the street without the fault, for frozen and walls, but
 with the swap for a camera that stays swapped) is below that of the deployed network by more than `--tolerance`, good
 when it is above by more. The gate's settings were chosen on streets 7, 11 and 31.
@@ -109,7 +110,7 @@ class Stream:
     def rounds_bursts(self) -> None:
         """A burst at the usual rate whenever the domain changes."""
         for part in self.cycle():
-            self.judge(part, self.burst(part, {}, self.options.steps))
+            self.judge_burst(part, self.burst(part, {}, self.options.steps))
 
     def cycle(self) -> Iterator[Part]:
         for index in range(2 * self.options.cycles):
@@ -127,10 +128,18 @@ class Stream:
                 candidates = self.burst(part, {"rate": 1e-3, "affine_only": False}, options.steps)
             else:
                 candidates = self.burst(part, {}, options.steps)
-            self.judge(part, candidates)
+            self.judge_burst(part, candidates)
+
+    def judge_burst(self, part: Part, candidates: dict[str, SegmentationNet]) -> None:
+        """Judge the target's statistics before the burst, then its end and snapshots, as the live loop does."""
+        before, statistics = self.deployed, candidates.pop("statistics")
+        self.judge(part, {"statistics": statistics})
+        if self.deployed is statistics:
+            candidates["statistics"] = statistics
+        self.judge(part, candidates, before=before)
 
     def burst(self, part: Part, burst: dict[str, Any], steps: int) -> dict[str, SegmentationNet]:
-        """Return the average of a burst from the source, and a snapshot at each quarter of it."""
+        """Return a burst's average, a snapshot at each quarter of it, and the source with the target's statistics."""
         settings = configs.from_dict({"burst": {**burst, "steps": steps}})
         method = run.make(copy.deepcopy(self.source), self.manifest, settings)
         candidates: dict[str, SegmentationNet] = {}
@@ -139,7 +148,10 @@ class Stream:
             if step % max(1, steps // 4) == 0 and step < steps:
                 candidates[f"step {step}"] = method.snapshot()
 
-        run.offline(method, part.learn, on_step=keep)
+        def begin() -> None:
+            candidates["statistics"] = method.snapshot()
+
+        run.offline(method, part.learn, on_begin=begin, on_step=keep)
         return {"average": method.deployed.eval(), **candidates}
 
     def part(self, domain: str, *, start: int) -> Part:
@@ -174,17 +186,22 @@ class Stream:
 
         return {"frozen": frozen, "walls": walls, "swapped": lambda x: x.flip(1)}.get(self.name, lambda x: x)
 
-    def judge(self, part: Part, burst: dict[str, SegmentationNet]) -> None:
-        """Let the gate decide, hold every candidate against labels, and deploy what it accepted."""
-        candidates = {SOURCE: self.source, DEPLOYED: self.deployed, **burst}
+    def judge(self, part: Part, burst: dict[str, SegmentationNet], *, before: SegmentationNet | None = None) -> None:
+        """Let the gate decide, hold every candidate against labels, and deploy what it accepted.
+
+        `before` is what the gate holds candidates against where a first look has put another network into use since;
+        labels hold them against the one in use.
+        """
+        candidates = {SOURCE: self.source, DEPLOYED: self.deployed if before is None else before, **burst}
         start = time.perf_counter()
         decision = self.gate.judge(candidates, part.probes)
         seconds = time.perf_counter() - start
         miou = {name: self.miou(net, part) for name, net in candidates.items()}
-        for name in candidates:
-            if name == DEPLOYED:
+        in_use = self.miou(self.deployed, part)
+        for name, net in candidates.items():
+            if name == DEPLOYED or (before is not None and net is self.deployed):
                 continue
-            gain = miou[name] - miou[DEPLOYED]
+            gain = miou[name] - in_use
             kind = "bad" if gain < -self.options.tolerance else "good" if gain > self.options.tolerance else "even"
             self.rows.append(
                 {
@@ -196,7 +213,7 @@ class Stream:
                     "accepted": decision.accepted == name,
                     "decision": decision.accepted,
                     "miou": round(miou[name], 4),
-                    "deployed_miou": round(miou[DEPLOYED], 4),
+                    "deployed_miou": round(in_use, 4),
                     "reason": decision.reason,
                     "vetoes": list(decision.vetoes.get(name, ())),
                     "votes": decision.votes.get(name, {}),
@@ -204,7 +221,8 @@ class Stream:
                     "judge_s": round(seconds, 2),
                 }
             )
-        self.deployed = candidates[decision.accepted]
+        if decision.accepted != DEPLOYED:
+            self.deployed = candidates[decision.accepted]
         self.judgements += 1
 
     def miou(self, net: SegmentationNet, part: Part) -> float:

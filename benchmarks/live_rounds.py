@@ -23,12 +23,14 @@ from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig
 from edge_sfda.data.frames import Frame, FrameSource
 from edge_sfda.data.sources import SceneSource
 from edge_sfda.live.capture import Pace
-from edge_sfda.live.job import Job, Step
+from edge_sfda.live.job import FIRST, Job, Step
 from edge_sfda.live.worker import work
 from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets import Predictor, load
 
-RECALL = 20  # frames that a judgement between source and network in use takes, without a burst
+# frames at 10 Hz, as timed on two quiet cores, the start of the process included
+RECALL = 23  # that a judgement between source and network in use takes
+FIRST_LOOK = 107  # until a burst has told what the target's statistics are worth
 
 
 class Seasons(FrameSource):
@@ -60,14 +62,15 @@ class Seasons(FrameSource):
 
 
 class Beside:
-    """A burst in this process: worked off when it begins, heard of when that many turns of the loop have passed."""
+    """A burst in this process: worked off when it begins, heard of when so many turns of the loop have passed."""
 
     pid = None
     alive = True
     exit_code = None
 
     def __init__(self, job: Job, turns: int) -> None:
-        self._turns = min(turns, RECALL) if job.recall else turns
+        self._end = RECALL if job.recall else turns
+        self._turns = 0
         self._said: list[Any] = []
         work(self, job)
 
@@ -81,10 +84,10 @@ class Beside:
 
     def messages(self) -> Iterator[Any]:
         """Yield what was said, once it is time."""
-        self._turns -= 1
-        if self._turns <= 0:
-            said, self._said = self._said, []
-            yield from (message for message in said if not isinstance(message, Step))
+        self._turns += 1
+        due = [m for m in self._said if self._turns >= (FIRST_LOOK if getattr(m, "files", "") == FIRST else self._end)]
+        self._said = [message for message in self._said if message not in due]
+        yield from (message for message in due if not isinstance(message, Step))
 
     def pause(self, wanted: bool) -> None:
         """It is over already."""
@@ -170,7 +173,7 @@ def main() -> None:
     parser.add_argument("--street", type=int, default=43)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=600, help="of a season: a minute of a camera of 10 Hz")
-    parser.add_argument("--burst", type=int, default=250, help="frames that a burst takes: one on a core of this kind")
+    parser.add_argument("--burst", type=int, default=370, help="frames that a burst takes: one on a core of this kind")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     args = parser.parse_args()
     results = go(args.street, args.rounds, args.frames, args.burst)

@@ -211,6 +211,7 @@ class GateConfig:
     # evidence: without it nothing is replaced
     least: int = 8  # probes that differ; fewer say nothing about a street
     recall: int = 4  # probes that differ, for going back to the source: what there is to fall back to asks for fewer
+    first: int = 16  # probes that the target's statistics alone are judged on before a burst, which waits for that
     alike: float = (
         0.02  # mean difference, of full scale, under which two probes at 16x16 show the same: a frozen camera
     )
@@ -241,6 +242,7 @@ class GateConfig:
     def __post_init__(self) -> None:
         _check("gate.least", self.least, 2, 4096)
         _check("gate.recall", self.recall, 2, 4096)
+        _check("gate.first", self.first, 0, 4096)
         for name in (
             "alike",
             "diversity",

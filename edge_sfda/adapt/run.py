@@ -43,6 +43,7 @@ def offline(
     frames: Sequence[Tensor],
     *,
     done: int = 0,
+    on_begin: Callable[[], None] | None = None,
     on_step: Callable[[int, StepReport], None] | None = None,
 ) -> None:
     """Run one bounded burst: begin, `burst.steps` steps on shuffled frames, finish.
@@ -51,6 +52,7 @@ def offline(
         method: fresh, or with the state that it had after `done` steps.
         frames: uint8 RGB [3, H, W] each, of the network's input size; read when needed.
         done: steps taken before, over the same frames; they are not taken again.
+        on_begin: called after step 0, when the method has what the target's statistics give.
         on_step: called after each step with its number from 1 and its report.
 
     Raises:
@@ -65,6 +67,8 @@ def offline(
         method.begin(frames)
     else:
         method.rejoin(frames)
+    if on_begin is not None:
+        on_begin()
     draws = _draws(len(frames), config.burst.batch, config.seed)
     steps = config.burst.steps if method.trains else 0
     for _ in range(done):

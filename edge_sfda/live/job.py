@@ -13,8 +13,8 @@ from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig
 
 U8 = npt.NDArray[np.uint8]
 
-CANDIDATE = "candidate.safetensors"
-ONNX = "candidate.onnx"
+CHECKPOINT, ONNX = ".safetensors", ".onnx"  # of the files that a candidate leaves
+FIRST, LAST = "first", "candidate"  # what they are called: of the look before the burst, and of its end
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,7 @@ class Job:
         onnx: export the candidate as well, and rule it out where it is not its checkpoint.
         device: to learn on, as torch names it.
         recall: learn nothing, judge the source against the network in use alone.
+        look_first: judge what the target's statistics alone make of the source, and tell, before the burst.
     """
 
     source: Path
@@ -52,6 +53,7 @@ class Job:
     onnx: bool
     device: str = "cpu"
     recall: bool = False
+    look_first: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,15 +84,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Judged:
-    """The burst is over.
+    """The burst is over, or its first look.
 
     Args:
-        accepted: name of the network to deploy: `source`, `deployed`, `adapted` or a snapshot's, `step N`.
+        accepted: name of the network to deploy: `source`, `deployed`, `adapted`, a snapshot's, `step N`, or in a first
+            look `statistics`.
         reason: in words.
         decision: the whole decision, as JSON values.
         steps: of the burst.
         manifest: of the candidate, as JSON.
         onnx: whether the candidate's model lies beside it.
+        files: how its files in the job's folder are called, `FIRST` or `LAST`.
     """
 
     accepted: str
@@ -99,6 +103,7 @@ class Judged:
     steps: int
     manifest: str
     onnx: bool
+    files: str = LAST
 
 
 @dataclass(frozen=True)

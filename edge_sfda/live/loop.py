@@ -26,7 +26,7 @@ from edge_sfda.live.budget import Budget
 from edge_sfda.live.capture import Capture, Pace, Seen
 from edge_sfda.live.events import Events
 from edge_sfda.live.exchange import MODEL, Exchange, artefact_of
-from edge_sfda.live.job import CANDIDATE, ONNX, Failed, Job, Judged, Look, Step
+from edge_sfda.live.job import CHECKPOINT, FIRST, ONNX, Failed, Job, Judged, Look, Step
 from edge_sfda.live.status import STALE_S, Latest, LoopStatus, Phase
 from edge_sfda.live.worker import Worker
 from edge_sfda.manifest import Manifest
@@ -391,6 +391,7 @@ class Loop:
             onnx=self.config.onnx,
             device=self.place.device,
             recall=recall,
+            look_first=self.config.mode == "auto" and gate.first > 0,
         )
 
     # --- the worker ---
@@ -406,6 +407,8 @@ class Loop:
                 with self._lock:
                     self._step = message
                     self._look = message.look or self._look
+            elif isinstance(message, Judged) and message.files == FIRST:
+                self._swap_beside(message)
             else:
                 self._end_worker()
                 if self._job is not None and self._job.recall:
@@ -459,7 +462,9 @@ class Loop:
             self._set(Phase.WATCHING, f"given up after {self.config.retries} retries: {why}")
             self._ask_later()
             return
-        self._begin(self._job)  # from the source, on the same frames
+        in_use = self._generation  # a first look may have changed it
+        job = replace(self._job, deployed=in_use.checkpoint, running=artefact_of(in_use))
+        self._begin(job)  # from the source, on the same frames
 
     def _on_failed(self, message: Failed) -> None:
         self._gave_up = False
@@ -493,14 +498,23 @@ class Loop:
             self._recall = 0
             self.events.tell("refused", why=f"the source was not asked: {judged.reason}")
             return
-        self.events.tell("judged", **judged.decision)
         if not judged.decision.get("evidence"):
             self._recall = 0
-        if judged.accepted != "source":
+        self._swap_beside(judged)
+
+    def _swap_beside(self, judged: Judged) -> None:
+        """Deploy what was accepted while a burst is under way or its frames are collected; that goes on."""
+        self.events.tell("judged", **judged.decision)
+        if judged.accepted == "deployed":
             return
+
+        def taken(generation: Generation) -> None:
+            self._guarded = self.config.watch_after
+            self.events.tell("swapped", generation=generation.number, reason=judged.reason)
+
         self._begin_change(
             lambda: self._keep(judged),
-            lambda generation: self.events.tell("swapped", generation=generation.number, reason=judged.reason),
+            taken,
             lambda error: self.events.tell("refused", why=f"not deployed: {error}"),
             fitted=self._fitted,
         )
@@ -538,11 +552,12 @@ class Loop:
             source = next(g for g in self.generations.all() if g.number == 0)
             path, manifest, model = source.checkpoint, source.manifest, source.path / MODEL
         else:
-            folder = self.place.folder / "candidate"
-            path, manifest, model = folder / CANDIDATE, Manifest.from_json(judged.manifest), folder / ONNX
-        files = {MODEL: model.read_bytes()} if model.exists() and (judged.onnx or judged.accepted == "source") else {}
+            files = self.place.folder / "candidate" / judged.files
+            path, model = files.with_suffix(CHECKPOINT), files.with_suffix(ONNX)
+            manifest = Manifest.from_json(judged.manifest)
+        extra = {MODEL: model.read_bytes()} if model.exists() and (judged.onnx or judged.accepted == "source") else {}
         state = checkpoint.load(path).state
-        return self.generations.accept(state, manifest, report=judged.decision, files=files)
+        return self.generations.accept(state, manifest, report=judged.decision, files=extra)
 
     def _roll_back(self, steps: int, why: str) -> None:
         def taken(generation: Generation) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from edge_sfda import checkpoint
 from edge_sfda.adapt import vetoes
 from edge_sfda.files import write_atomic
-from edge_sfda.live.job import CANDIDATE, ONNX, Job
+from edge_sfda.live.job import CHECKPOINT, LAST, ONNX, Job
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.runtime.predict import Segmenter
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 AVERAGE = "adapted"  # the name of the burst's end
+STATISTICS = "statistics"  # of the source with what step 0 gives
 
 _TURNS = 8  # frames that each of two artefacts predicts, in turn; the least of its times counts
 _TRIES = 3  # of that before a candidate is called slow: the machine has other things to do
@@ -32,17 +33,17 @@ class Rivals:
 
     Args:
         job: of the burst; `folder` takes the files.
+        files: what the ones that stay are called, see `job.FIRST`.
         slowdown: times one artefact against another on a frame, HWC uint8 BGR; another one in tests.
     """
 
-    def __init__(self, job: Job, *, slowdown: Callable[[Path, Path, Job], float] | None = None) -> None:
-        self.job = job
+    def __init__(
+        self, job: Job, *, files: str = LAST, slowdown: Callable[[Path, Path, Job], float] | None = None
+    ) -> None:
+        self.job, self.files = job, files
         self.nets: dict[str, SegmentationNet] = {}
         self.manifests: dict[str, Manifest] = {}  # as written
         self._slowdown = slowdown or slowdown_of
-        if not job.recall:
-            for left in (*job.folder.glob("step-*"), *job.folder.glob(f"{AVERAGE}.*"), job.folder / ONNX):
-                left.unlink(missing_ok=True)  # of a burst that was ended
 
     def add(self, name: str, net: SegmentationNet, manifest: Manifest) -> None:
         """Write a network's checkpoint.
@@ -51,7 +52,7 @@ class Rivals:
             WriteError: the disk is full, or the folder is not writable.
         """
         self.nets[name] = net
-        self.manifests[name] = checkpoint.save(self._path(name, CANDIDATE), net.state_dict(), manifest)
+        self.manifests[name] = checkpoint.save(self._path(name, CHECKPOINT), net.state_dict(), manifest)
 
     def veto(self, name: str) -> str | None:
         """Return why a network of the burst is ruled out: its model is another network, or slow; None for others."""
@@ -61,7 +62,7 @@ class Rivals:
             problems = self._export(name)
             if problems:
                 return f"its ONNX model is not the same network: {'; '.join(problems)}"
-        artefact = self._path(name, ONNX) if self.job.onnx else self._path(name, CANDIDATE)
+        artefact = self._path(name, ONNX) if self.job.onnx else self._path(name, CHECKPOINT)
         times = 0.0
         for _ in range(_TRIES):
             times = self._slowdown(artefact, self.job.running, self.job)
@@ -73,22 +74,22 @@ class Rivals:
         """Leave one network's files as the candidate's, no other's; returns its manifest and whether it has a model.
 
         Args:
-            accepted: by the gate; the burst's end is kept where that is none of the burst's.
+            accepted: by the gate; the newest network is kept where that is none of the burst's.
         """
-        name = accepted if accepted in self.nets else AVERAGE
+        name = accepted if accepted in self.nets else list(self.nets)[-1]
         for other in self.nets:
-            for kind in (CANDIDATE, ONNX):
-                path = self._path(other, kind)
-                if not path.exists():
-                    continue
-                if other == name:
-                    os.replace(path, self.job.folder / kind)
+            for kind in (CHECKPOINT, ONNX):
+                path, kept = self._path(other, kind), self.job.folder / f"{self.files}{kind}"
+                if other != name:
+                    path.unlink(missing_ok=True)
+                elif path.exists():
+                    os.replace(path, kept)
                 else:
-                    path.unlink()
-        return self.manifests[name], (self.job.folder / ONNX).exists()
+                    kept.unlink(missing_ok=True)  # an earlier burst's model is not this network's
+        return self.manifests[name], (self.job.folder / f"{self.files}{ONNX}").exists()
 
     def _path(self, name: str, kind: str) -> Path:
-        return self.job.folder / f"{name.replace(' ', '-')}{kind[kind.index('.') :]}"
+        return self.job.folder / f"of-{name.replace(' ', '-')}{kind}"
 
     def _export(self, name: str) -> list[str]:
         """Write a network's ONNX model where it is the same network, else return what differs."""

@@ -14,14 +14,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edge_sfda.live.job import Failed, Job, Judged, Look, Message, Step
+from edge_sfda.live.job import FIRST, U8, Failed, Job, Judged, Look, Message, Step
 
 if TYPE_CHECKING:
+    from edge_sfda.adapt.method import Method
     from edge_sfda.live.rivals import Rivals
+    from edge_sfda.manifest import Manifest
+    from edge_sfda.nets import SegmentationNet
 
 _LOOK_EVERY = 10  # steps; a look costs one forward of one frame, a step forty
 _NICENESS = 10  # least urgent but for idle work: a mask always goes first
@@ -156,43 +160,76 @@ class _Burst:
         self.connection = connection
         self.job = job
         self.paused = False
+        self.begun = 0.0
+        self.first = ""  # what the look before the burst accepted
         self.rivals: Rivals
+        self.source: SegmentationNet
+        self.deployed: SegmentationNet
+        self.manifest: Manifest
+        self.method: Method
 
     def run(self) -> Judged:
         import torch
 
         from edge_sfda.adapt import run
-        from edge_sfda.adapt.gate import Gate
-        from edge_sfda.adapt.probes import LabelledProbes
         from edge_sfda.live.rivals import AVERAGE, Rivals
         from edge_sfda.nets import load
 
         torch.set_num_threads(1)
         job = self.job
-        source, manifest = load(job.source, allow=job.net, device=job.device)
-        deployed, _ = load(job.deployed, allow=job.net, device=job.device)
-        candidates = {"source": source, "deployed": deployed}
-        steps = 0
-        self.rivals = rivals = Rivals(job)
-        if not job.recall:
-            net, _ = load(job.source, allow=job.net, device=job.device)
-            self.method = method = run.make(net, manifest, job.adapt)
-            steps = job.adapt.burst.steps if method.trains else 0
-            self.begun = time.perf_counter()
-            run.offline(method, list(torch.from_numpy(job.frames)), on_step=self._after_step)
-            self._add(AVERAGE, method.deployed, steps)
-            candidates |= rivals.nets
-        labelled = None
-        if job.labelled is not None:
-            labelled = LabelledProbes(*(torch.from_numpy(part) for part in job.labelled))
-        decision = Gate(job.gate, manifest).judge(
-            candidates, torch.from_numpy(job.probes), labelled=labelled, more_vetoes=[rivals.veto]
-        )
-        derived, exported = (manifest, False) if job.recall else rivals.keep(decision.accepted)
+        self.rivals = Rivals(job)
+        self.source, self.manifest = load(job.source, allow=job.net, device=job.device)
+        same = job.deployed == job.source  # one network, judged once
+        self.deployed = self.source if same else load(job.deployed, allow=job.net, device=job.device)[0]
+        if job.recall:
+            return self._judge(self.rivals, job.probes, steps=0)
+        net, _ = load(job.source, allow=job.net, device=job.device)
+        self.method = method = run.make(net, self.manifest, job.adapt)
+        steps = job.adapt.burst.steps if method.trains else 0
+        frames = list(torch.from_numpy(job.frames))
+        run.offline(method, frames, on_begin=self._look_first, on_step=self._after_step)
+        self._add(self.rivals, AVERAGE, method.deployed, steps)
+        judged = self._judge(self.rivals, job.probes, steps=steps)
+        return replace(judged, accepted="deployed") if judged.accepted == self.first else judged  # it is in use
+
+    def _look_first(self) -> None:
+        """Tell what the target's statistics alone are worth: most of what a burst gains, and there before it."""
+        from edge_sfda.live.rivals import STATISTICS, Rivals
+
+        if self.job.look_first and len(self.job.probes) >= self.job.gate.least:
+            first = Rivals(self.job, files=FIRST)
+            self._add(first, STATISTICS, self.method.snapshot(), 0)
+            judged = self._judge(first, self.job.probes[: self.job.gate.first], steps=0)
+            self.connection.send(judged)
+            self.first = judged.accepted
+            if self.first == STATISTICS:  # to beat what was in use before is not enough any more
+                self._add(self.rivals, STATISTICS, first.nets[STATISTICS], 0)
+        self.begun = time.perf_counter()
+
+    def _judge(self, rivals: Rivals, probes: U8, *, steps: int) -> Judged:
         import json
 
+        import torch
+
+        from edge_sfda.adapt.gate import Gate
+        from edge_sfda.adapt.probes import LabelledProbes
+
+        labelled = self.job.labelled
+        decision = Gate(self.job.gate, self.manifest).judge(
+            {"source": self.source, "deployed": self.deployed, **rivals.nets},
+            torch.from_numpy(probes),
+            labelled=None if labelled is None else LabelledProbes(*(torch.from_numpy(part) for part in labelled)),
+            more_vetoes=[rivals.veto],
+        )
+        manifest, exported = rivals.keep(decision.accepted) if rivals.nets else (self.manifest, False)
         return Judged(
-            decision.accepted, decision.reason, json.loads(decision.to_json()), steps, derived.to_json(), exported
+            decision.accepted,
+            decision.reason,
+            json.loads(decision.to_json()),
+            steps,
+            manifest.to_json(),
+            exported,
+            rivals.files,
         )
 
     def _after_step(self, number: int, report: Any) -> None:
@@ -202,7 +239,7 @@ class _Burst:
         seconds = time.perf_counter() - self.begun
         of, nan = self.job.adapt.burst.steps, float("nan")
         if number in _marks(of, self.job.gate.snapshots):
-            self._add(f"step {number}", self.method.snapshot(), number)
+            self._add(self.rivals, f"step {number}", self.method.snapshot(), number)
         look = self._look(number) if number % _LOOK_EVERY == 0 or number == 1 else None
         self.connection.send(
             Step(number, of, row["loss"], row.get("reliability", nan), seconds, row.get("agreement", nan), look)
@@ -221,8 +258,8 @@ class _Burst:
         r = reliability_of(self.method, torch.from_numpy(image))
         return None if r is None else Look(image, np.round(255 * r.clip(0, 1)).astype(np.uint8))
 
-    def _add(self, name: str, net: Any, steps: int) -> None:
+    def _add(self, rivals: Rivals, name: str, net: Any, steps: int) -> None:
         from edge_sfda.adapt.session import adapted_manifest
 
         manifest = adapted_manifest(self.method, steps=steps, frames=len(self.job.frames), stopped=False)
-        self.rivals.add(name, net, manifest)
+        rivals.add(name, net, manifest)

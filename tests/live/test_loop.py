@@ -20,7 +20,7 @@ from edge_sfda.data.frames import Frame
 from edge_sfda.data.sources import open_source
 from edge_sfda.files import write_atomic
 from edge_sfda.live.capture import CaptureStatus, Pace, Seen
-from edge_sfda.live.job import CANDIDATE, Failed, Job, Judged, Step
+from edge_sfda.live.job import CHECKPOINT, LAST, Failed, Job, Judged, Step
 from edge_sfda.live.loop import Loop
 from edge_sfda.live.status import Latest, Phase
 from edge_sfda.nets import load
@@ -86,7 +86,7 @@ def _candidate(job: Job, accepted: str = "adapted", *, broken: bool = False) -> 
         net.classifier.bias.add_(0.125)  # type: ignore[union-attr, operator]
         if broken:
             net.classifier.bias[3] += 1e4  # type: ignore[index]
-    saved = checkpoint.save(job.folder / CANDIDATE, net.state_dict(), manifest.derive(kind="adapted"))
+    saved = checkpoint.save(job.folder / f"{LAST}{CHECKPOINT}", net.state_dict(), manifest.derive(kind="adapted"))
     return Judged(accepted, "it is better", {"accepted": accepted, "reason": "it is better"}, 2, saved.to_json(), False)
 
 

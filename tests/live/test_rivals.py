@@ -13,7 +13,7 @@ import torch
 from edge_sfda import checkpoint
 from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig
 from edge_sfda.live import rivals
-from edge_sfda.live.job import CANDIDATE, ONNX, Job
+from edge_sfda.live.job import CHECKPOINT, LAST, ONNX, Job
 from edge_sfda.live.rivals import AVERAGE, Rivals
 from edge_sfda.live.worker import _marks
 from edge_sfda.nets import load
@@ -69,23 +69,26 @@ def test_one_network_s_files_stay(accepted: str, kept: str, make_rivals: MakeRiv
     sha = made.manifests[kept].tensors_sha256
     manifest, has_model = made.keep(accepted)
     assert not has_model
-    assert [path.name for path in tmp_path.iterdir()] == [CANDIDATE]
-    assert checkpoint.load(tmp_path / CANDIDATE).manifest.tensors_sha256 == manifest.tensors_sha256 == sha
+    assert [path.name for path in tmp_path.iterdir()] == [f"{LAST}{CHECKPOINT}"]
+    assert checkpoint.load(tmp_path / f"{LAST}{CHECKPOINT}").manifest.tensors_sha256 == manifest.tensors_sha256 == sha
 
 
 def test_model_of_the_accepted_network_stays_and_none_of_an_earlier_burst(
     make_rivals: MakeRivals, tmp_path: Path
 ) -> None:
     pytest.importorskip("onnxruntime")
-    for name in ("step-9.onnx", "step-9.safetensors", ONNX):
-        (tmp_path / name).write_bytes(b"of a burst whose process was killed")
+    model = tmp_path / f"{LAST}{ONNX}"
+    model.write_bytes(b"of an earlier burst")
     made = make_rivals(1.0, 1.0, onnx=True)
     assert made.veto("step 4") is None
     assert made.veto(AVERAGE) is None
     manifest, has_model = made.keep("step 4")
     assert has_model
-    assert sorted(path.name for path in tmp_path.iterdir()) == [ONNX, CANDIDATE]
-    assert manifest.tensors_sha256 in (tmp_path / ONNX).read_bytes().decode("latin-1")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [model.name, f"{LAST}{CHECKPOINT}"]
+    assert manifest.tensors_sha256 in model.read_bytes().decode("latin-1")
+    _, has_model = make_rivals().keep(AVERAGE)
+    assert not has_model
+    assert not model.exists()
 
 
 def test_model_that_is_another_network_is_no_model(
@@ -95,7 +98,7 @@ def test_model_that_is_another_network_is_no_model(
     made = make_rivals(1.0, onnx=True)
     monkeypatch.setattr("edge_sfda.runtime.parity.Parity.problems", lambda self: ["half the pixels differ"])
     assert made.veto(AVERAGE) == "its ONNX model is not the same network: half the pixels differ"
-    assert not (tmp_path / "adapted.onnx").exists()
+    assert not (tmp_path / "of-adapted.onnx").exists()
     assert made.keep("deployed")[1] is False
 
 

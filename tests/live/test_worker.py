@@ -17,7 +17,7 @@ from edge_sfda import checkpoint
 from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig, from_dict
 from edge_sfda.data.frames import to_input
 from edge_sfda.data.sources import open_source
-from edge_sfda.live.job import CANDIDATE, Failed, Job, Judged, Message, Step
+from edge_sfda.live.job import CHECKPOINT, LAST, Failed, Job, Judged, Message, Step
 from edge_sfda.live.worker import Worker
 from edge_sfda.manifest import Manifest
 from edge_sfda.runtime.predict import Segmenter
@@ -80,8 +80,8 @@ def test_burst_tells_its_steps_and_leaves_a_whole_candidate(make_job: MakeJob, t
     judged = heard[-1]
     assert isinstance(judged, Judged)
     assert set(judged.decision["scores"]) == {"source", "deployed", "adapted", "step 1", "step 2"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CANDIDATE]
-    candidate = checkpoint.load(tmp_path / CANDIDATE)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{LAST}{CHECKPOINT}"]
+    candidate = checkpoint.load(tmp_path / f"{LAST}{CHECKPOINT}")
     assert candidate.manifest.tensors_sha256 == Manifest.from_json(judged.manifest).tensors_sha256
     assert candidate.manifest.provenance["kind"] == "adapted"
     assert candidate.manifest.tensors_sha256 != checkpoint.read_manifest(MODEL).tensors_sha256
@@ -97,7 +97,7 @@ def test_recall_judges_without_learning(make_job: MakeJob, tmp_path: Path) -> No
     assert isinstance(judged, Judged)
     assert set(judged.decision["scores"]) == {"source", "deployed"}
     assert (judged.accepted, judged.steps, judged.onnx) == ("deployed", 0, False)
-    assert not (tmp_path / CANDIDATE).exists()
+    assert not (tmp_path / f"{LAST}{CHECKPOINT}").exists()
 
 
 def test_candidate_is_exported_and_proven(make_job: MakeJob, tmp_path: Path) -> None:
