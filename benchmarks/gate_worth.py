@@ -13,8 +13,8 @@ Streams on the built-in scene that lead adaptation astray, and some that do not:
     all-weights     a burst over all weights instead of scale and shift
     DOMAIN          the usual burst in each domain of the scene
 
-Each stream is gone through as the live loop does: what the gate accepts is deployed, and the next candidates meet it; of a
-burst the source with the target's statistics is judged before it, its end and snapshots after it.
+Each stream is gone through as the live loop does: what the gate accepts is deployed, and the next candidates meet it;
+the source with the target's statistics is judged before a burst, the burst's end and snapshots after it.
 A candidate is bad when its mIoU on the next part of the stream (the street without the fault, for frozen and walls, but
 with the swap for a camera that stays swapped) is below that of the deployed network by more than `--tolerance`, good
 when it is above by more. The gate's settings were chosen on streets 7, 11 and 31.

@@ -20,7 +20,7 @@ from edge_sfda.data.frames import Frame
 from edge_sfda.data.sources import open_source
 from edge_sfda.files import write_atomic
 from edge_sfda.live.capture import CaptureStatus, Pace, Seen
-from edge_sfda.live.job import CHECKPOINT, LAST, Failed, Job, Judged, Step
+from edge_sfda.live.job import CHECKPOINT, FIRST, LAST, Failed, Job, Judged, Step
 from edge_sfda.live.loop import Loop
 from edge_sfda.live.status import Latest, Phase
 from edge_sfda.nets import load
@@ -79,15 +79,17 @@ class Fakes:
         return self.made[-1]
 
 
-def _candidate(job: Job, accepted: str = "adapted", *, broken: bool = False) -> Judged:
+def _candidate(job: Job, accepted: str = "adapted", *, broken: bool = False, files: str = LAST) -> Judged:
     """Write a candidate that differs from the source, as a burst does."""
     net, manifest = load(job.source)
     with torch.no_grad():
         net.classifier.bias.add_(0.125)  # type: ignore[union-attr, operator]
         if broken:
             net.classifier.bias[3] += 1e4  # type: ignore[index]
-    saved = checkpoint.save(job.folder / f"{LAST}{CHECKPOINT}", net.state_dict(), manifest.derive(kind="adapted"))
-    return Judged(accepted, "it is better", {"accepted": accepted, "reason": "it is better"}, 2, saved.to_json(), False)
+    saved = checkpoint.save(job.folder / f"{files}{CHECKPOINT}", net.state_dict(), manifest.derive(kind="adapted"))
+    return Judged(
+        accepted, "it is better", {"accepted": accepted, "reason": "it is better"}, 2, saved.to_json(), False, files
+    )
 
 
 def _run(run: Any, on_frame: Callable[[Loop, int], None] = lambda loop, count: None) -> list[Latest]:
@@ -242,6 +244,40 @@ def test_pause_reaches_the_worker_and_resume_goes_on(make_loop: Make) -> None:
     assert fakes.made[0].paused == [True, False]
     assert phases[45] is Phase.PAUSED
     assert phases[-1] is Phase.ADAPTING
+
+
+def _statistics(job: Job) -> Judged:
+    return _candidate(job, "statistics", files=FIRST)
+
+
+def test_what_the_first_look_accepts_is_in_use_while_the_burst_goes_on(make_loop: Make) -> None:
+    step = Step(1, 2, 0.5, 0.7, 0.01)
+    fakes = Fakes([_statistics, step, step, step, _kept()])
+    run = make_loop(worker=fakes, gate=GATE)
+    seen: list[tuple[Phase, int]] = []
+    _run(run, lambda loop, count: seen.append((loop.status().phase, loop.status().generation)))
+    assert fakes.made[0].job.look_first
+    assert (Phase.ADAPTING, 1) in seen
+    assert seen[-1] == (Phase.WATCHING, 1)
+    assert [kind for kind in run.kinds() if kind in ("judged", "swapped")] == ["judged", "swapped", "judged"]
+
+
+def test_burst_that_is_lost_after_its_first_look_begins_again_against_what_is_in_use_now(make_loop: Make) -> None:
+    fakes = Fakes([_statistics, None], [_candidate])
+    run = make_loop(worker=fakes, gate=GATE)
+    _run(run)
+    first, again = (fake.job for fake in fakes.made[:2])
+    assert first.deployed != again.deployed
+    assert again.deployed.parent.name == "0001"
+    assert again.running == again.deployed
+    assert run.loop.status().generation == 2
+
+
+@pytest.mark.parametrize("mode", ["shadow", "recommend"])
+def test_nothing_is_looked_at_first_where_a_person_decides(mode: str, make_loop: Make) -> None:
+    fakes = Fakes([])
+    _run(make_loop(worker=fakes, gate=GATE, mode=mode))
+    assert not fakes.made[0].job.look_first
 
 
 def test_burst_is_given_up_where_the_stream_changes_and_the_next_one_is_not(make_loop: Make) -> None:

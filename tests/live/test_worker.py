@@ -17,7 +17,7 @@ from edge_sfda import checkpoint
 from edge_sfda.config import AdaptConfig, BudgetConfig, GateConfig, from_dict
 from edge_sfda.data.frames import to_input
 from edge_sfda.data.sources import open_source
-from edge_sfda.live.job import CHECKPOINT, LAST, Failed, Job, Judged, Message, Step
+from edge_sfda.live.job import CHECKPOINT, FIRST, LAST, Failed, Job, Judged, Message, Step
 from edge_sfda.live.worker import Worker
 from edge_sfda.manifest import Manifest
 from edge_sfda.runtime.predict import Segmenter
@@ -85,6 +85,35 @@ def test_burst_tells_its_steps_and_leaves_a_whole_candidate(make_job: MakeJob, t
     assert candidate.manifest.tensors_sha256 == Manifest.from_json(judged.manifest).tensors_sha256
     assert candidate.manifest.provenance["kind"] == "adapted"
     assert candidate.manifest.tensors_sha256 != checkpoint.read_manifest(MODEL).tensors_sha256
+
+
+@pytest.mark.parametrize("probes", [6, 1])
+def test_statistics_are_judged_before_the_burst(probes: int, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(look_first=True)
+    gate = replace(job.gate, first=4, information=0, nuclear=0, consistency=0)
+    worker = Worker(replace(job, gate=gate, probes=job.probes[:probes]))
+    try:
+        heard = _hear(worker, lambda message: isinstance(message, Judged) and message.files == LAST)
+    finally:
+        worker.stop()
+    last = heard[-1]
+    assert isinstance(last, Judged)
+    if probes < gate.least:  # there is no evidence either way
+        assert [type(message) for message in heard] == [Step, Step, Step, Judged]
+        return
+    first = heard[0]
+    assert isinstance(first, Judged)
+    assert (first.files, first.steps, first.accepted) == (FIRST, 0, "statistics")
+    assert set(first.decision["scores"]) == {"source", "deployed", "statistics"}
+    assert first.decision["probes"] == 4
+    assert Manifest.from_json(first.manifest).provenance["steps"] == 0
+    saved = {name: checkpoint.load(tmp_path / f"{name}{CHECKPOINT}").manifest for name in (FIRST, LAST)}
+    assert saved[FIRST].tensors_sha256 == Manifest.from_json(first.manifest).tensors_sha256
+    assert saved[LAST].tensors_sha256 == Manifest.from_json(last.manifest).tensors_sha256
+    # it competes with what came of the burst, and is no change where it wins
+    assert set(last.decision["scores"]) == {"source", "deployed", "statistics", "adapted", "step 1", "step 2"}
+    assert last.accepted in ("deployed", "adapted", "step 1", "step 2")
+    assert (last.accepted == "deployed") == (last.decision["accepted"] in ("deployed", "statistics"))
 
 
 def test_recall_judges_without_learning(make_job: MakeJob, tmp_path: Path) -> None:
