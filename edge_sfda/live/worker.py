@@ -187,6 +187,7 @@ class _Burst:
         self.method = method = run.make(net, self.manifest, job.adapt)
         steps = job.adapt.burst.steps if method.trains else 0
         frames = list(torch.from_numpy(job.frames))
+        self.begun = time.perf_counter()  # the look before the burst counts as learning, and is rested from
         run.offline(method, frames, on_begin=self._look_first, on_step=self._after_step)
         self._add(self.rivals, AVERAGE, method.deployed, steps)
         judged = self._judge(self.rivals, job.probes, steps=steps)
@@ -204,7 +205,6 @@ class _Burst:
             self.first = judged.accepted
             if self.first == STATISTICS:  # to beat what was in use before is not enough any more
                 self._add(self.rivals, STATISTICS, first.nets[STATISTICS], 0)
-        self.begun = time.perf_counter()
 
     def _judge(self, rivals: Rivals, probes: U8, *, steps: int) -> Judged:
         import json
