@@ -116,6 +116,8 @@ class Worker:
 def _enter(connection: Any, target: Callable[[Any, Job], None]) -> None:
     """Wait for the job, then do it; the entry of the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the loop ends this one
+    os.nice(_NICENESS)
+    os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")  # below normal, where processes share a GPU through MPS
     try:
         job = connection.recv()
     except EOFError:  # whoever began it is gone
@@ -127,8 +129,6 @@ def work(connection: Any, job: Job) -> None:
     """Run a job and tell of it; the body of the process."""
     from edge_sfda.errors import EdgeSfdaError
 
-    os.nice(_NICENESS)
-    os.environ.setdefault("CUDA_MPS_CLIENT_PRIORITY", "1")  # below normal, where processes share a GPU through MPS
     try:
         with _least_urgent(job.device):
             connection.send(_Burst(connection, job).run())
