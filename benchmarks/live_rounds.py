@@ -1,6 +1,7 @@
 """The live loop over day, dusk, night and fog, round after round: its running mIoU against that of the source.
 
     python benchmarks/live_rounds.py [--rounds 3] [--frames 600]
+    python benchmarks/live_rounds.py --minutes 2      # scene:day-dusk as it is, a row every ten seconds
 
 The loop of `edge-sfda adapt --camera` as it is, with trigger, burst, gate and swap, on a street that goes on through
 the seasons; each frame is predicted before anything is learned from it, and labels only count. A burst runs in this
@@ -11,7 +12,7 @@ beside its camera.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,22 @@ from edge_sfda.live.worker import work
 from edge_sfda.metrics import ConfusionMatrix
 from edge_sfda.nets import Predictor, load
 
-# frames at 10 Hz, as timed on two quiet cores, the start of the process included
+FPS = 10.0
+CHECKPOINT_S = 10.0
+# frames at that rate, as timed on two quiet cores, the start of the process included
 RECALL = 23  # that a judgement between source and network in use takes
 FIRST_LOOK = 107  # until a burst has told what the target's statistics are worth
 
 
-class Seasons(FrameSource):
-    """The street through the seasons; `labels` holds those of the newest frames."""
+class Street(FrameSource):
+    """The scenes of some specs, one after the other; `labels` holds those of the newest frames."""
 
-    fps: float | None = 10.0
+    fps: float | None = FPS
     len_hint: int | None = None
 
-    def __init__(self, street: int, rounds: int, frames: int) -> None:
+    def __init__(self, specs: Sequence[str]) -> None:
         self.labels: dict[int, Any] = {}
-        self._frames = self._drive(street, rounds, frames)
+        self._frames = self._drive(specs)
 
     def __next__(self) -> Frame:
         return next(self._frames)
@@ -49,15 +52,14 @@ class Seasons(FrameSource):
     def close(self) -> None:
         """Nothing to release."""
 
-    def _drive(self, street: int, rounds: int, frames: int) -> Iterator[Frame]:
+    def _drive(self, specs: Sequence[str]) -> Iterator[Frame]:
         seq = 0
-        for index in range(rounds * len(SEASONS)):
-            domain = SEASONS[index % len(SEASONS)]
-            scene = SceneSource(f"scene:{domain}?frames={frames}&seed={street}&start={index * frames}")
+        for spec in specs:
+            scene = SceneSource(spec)
             for frame in scene:
                 self.labels[seq] = scene.label.copy()
                 self.labels.pop(seq - 100, None)
-                yield Frame(frame.image, seq, seq / 10)
+                yield Frame(frame.image, seq, seq / FPS)
                 seq += 1
 
 
@@ -100,34 +102,35 @@ class Beside:
         """Nothing to end."""
 
 
-def go(street: int, rounds: int, frames: int, burst: int) -> list[dict[str, Any]]:
-    """Run the loop; returns a row for each season of each round, and one for the whole."""
+def go(specs: Sequence[str], every: int, burst: int) -> list[dict[str, Any]]:
+    """Run the loop; returns a row for every so many frames, and one for the whole."""
     net, manifest = load(MODEL)
     source = Predictor(net, manifest)
     classes = len(manifest.classes), manifest.classes.ignore_id
     whole, theirs = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
     part, source_part = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
-    seasons = Seasons(street, rounds, frames)
+    street = Street(specs)
     found: list[dict[str, Any]] = []
     config = LiveConfig(onnx=False, budget=BudgetConfig(share=1.0, seconds_per_hour=3600.0))
-    with open_loop(lambda: seasons, pace=Pace.FAST, config=config, adapt=AdaptConfig()) as run:
+    with open_loop(lambda: street, pace=Pace.FAST, config=config, adapt=AdaptConfig()) as run:
         run.loop._make_worker = lambda job: Beside(job, burst)  # type: ignore[assignment, return-value]
         run.loop._clock = lambda: run.loop.latest().frame.captured_at if run.loop.latest() else 0.0  # type: ignore[union-attr]
 
         def look(latest: Any, seen: Any) -> None:
             nonlocal part, source_part
             seq = latest.frame.seq
-            before, label = source(latest.frame.image)[0], seasons.labels[seq]
+            before, label = source(latest.frame.image)[0], street.labels[seq]
             for confusion, mask in ((whole, seen.mask), (part, seen.mask), (theirs, before), (source_part, before)):
                 confusion.update(mask, label)
-            if (seq + 1) % frames == 0:
-                index = seq // frames
+            if (seq + 1) % every == 0:
                 row = {
-                    "what": "season", "round": index // len(SEASONS), "season": SEASONS[index % len(SEASONS)],
-                    "miou": round(part.miou(), 4), "source_miou": round(source_part.miou(), 4),
+                    "what": "part",
+                    "part": seq // every,
+                    "miou": round(part.miou(), 4),
+                    "source_miou": round(source_part.miou(), 4),
                     "running_margin": round(whole.miou() - theirs.miou(), 4),
                     "generation": run.loop.status().generation,
-                }  # fmt: skip
+                }
                 found.append(row)
                 print(row, flush=True)
                 part, source_part = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
@@ -138,16 +141,24 @@ def go(street: int, rounds: int, frames: int, burst: int) -> list[dict[str, Any]
         *found,
         {
             "what": "whole",
-            "street": street,
-            "rounds": rounds,
-            "frames": rounds * len(SEASONS) * frames,
+            "frames": len(found) * every,
             "burst_frames": burst,
             "miou": round(whole.miou(), 4),
             "source_miou": round(theirs.miou(), 4),
             "least_running_margin": min(row["running_margin"] for row in found),
-            "worst_season": round(min(row["miou"] - row["source_miou"] for row in found), 4),
+            "worst_part": round(min(row["miou"] - row["source_miou"] for row in found), 4),
             **told,
         },
+    ]
+
+
+def of_seasons(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of parts with their round and season."""
+    return [
+        row | {"what": "season", "round": row["part"] // len(SEASONS), "season": SEASONS[row["part"] % len(SEASONS)]}
+        if row["what"] == "part"
+        else row
+        for row in results
     ]
 
 
@@ -171,16 +182,28 @@ def main() -> None:
     """Run the rounds and write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--street", type=int, default=43)
+    parser.add_argument("--minutes", type=float, help="of scene:day-dusk, in place of the rounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=600, help="of a season: a minute of a camera of 10 Hz")
     parser.add_argument("--burst", type=int, default=370, help="frames that a burst takes: one on a core of this kind")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     args = parser.parse_args()
-    results = go(args.street, args.rounds, args.frames, args.burst)
+    if args.minutes is not None:
+        frames = round(args.minutes * 60 * FPS)
+        results = go([f"scene:day-dusk?frames={frames}&seed={args.street}"], round(CHECKPOINT_S * FPS), args.burst)
+        name = "live_dusk"
+    else:
+        specs = [
+            f"scene:{SEASONS[index % len(SEASONS)]}?frames={args.frames}&seed={args.street}&start={index * args.frames}"
+            for index in range(args.rounds * len(SEASONS))
+        ]
+        results = of_seasons(go(specs, args.frames, args.burst))
+        name = "live_rounds"
+        print(table(results))
+    results = [row | {"street": args.street} for row in results]
     print(results[-1])
-    print(table(results))
     if not args.dry:
-        print(rows.write("live_rounds", results))
+        print(rows.write(name, results))
 
 
 if __name__ == "__main__":
