@@ -210,7 +210,7 @@ class GateConfig:
 
     # evidence: without it nothing is replaced
     least: int = 8  # probes that differ; fewer say nothing about a street
-    recall: int = 4  # probes that differ, for going back to the source: what there is to fall back to asks for fewer
+    recall: int = 3  # probes that differ, for going back to the source: what there is to fall back to asks for fewer
     first: int = 16  # probes that the target's statistics alone are judged on before a burst, which waits for that
     alike: float = (
         0.02  # mean difference, of full scale, under which two probes at 16x16 show the same: a frozen camera

@@ -311,7 +311,7 @@ class Loop:
         self._ask_in = 0
         at_home = self._generation.number == 0 or self._generation.report.get("accepted") == "source"
         self._recall = _RECALLS if self.config.mode == "auto" and not at_home else 0
-        self._recall_at = min(self.config.gate.recall, self.config.gate.least)
+        self._recall_at = min(self.config.gate.recall, self.config.gate.least) + 1  # two are often alike
         self._set(Phase.COLLECTING, why)
 
     def _collect_if_shifted(self) -> None:
