@@ -1,4 +1,5 @@
-"""What adaptation costs inference: latency beside it, frames lost by beginning a burst and by a swap, memory over time.
+"""What adaptation costs inference: latency beside it, frames lost by beginning a burst and by a swap, memory over time;
+and how long a burst takes, its first look, and a question to the source.
 
     python benchmarks/live_latency.py                                    # the rows
     python benchmarks/live_latency.py --frames 40 --blocks 2 --swaps 3 --memory-frames 500 --dry
@@ -11,23 +12,28 @@ lost when a newer one had come before it was predicted.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rows
-from live_run import Reel, Run, draw, open_loop
+from live_run import MODEL, Reel, Run, draw, open_loop
 
 from edge_sfda import checkpoint
 from edge_sfda.adapt.generations import Generations
 from edge_sfda.config import AdaptConfig, BudgetConfig, BurstConfig, LiveConfig
-from edge_sfda.data.frames import Frame
+from edge_sfda.data.frames import Frame, to_input
 from edge_sfda.live.capture import Pace
+from edge_sfda.live.job import FIRST, Failed, Job, Judged
 from edge_sfda.live.sensors import resident_mb
 from edge_sfda.live.status import Phase
+from edge_sfda.live.worker import Worker
 
-PARTS = ("latency", "swap", "memory")
+PARTS = ("latency", "swap", "burst", "memory")
 SETTLE = 10  # frames after a change that count for neither side: a step under way is ended first
 
 
@@ -154,6 +160,37 @@ def swaps(frames: list[Frame], *, count: int, fps: float) -> dict[str, Any]:
     }
 
 
+def burst(frames: list[Frame]) -> dict[str, Any]:
+    """Time the worker's process by itself: a question to the source, a burst's first look, its end."""
+    manifest = checkpoint.read_manifest(MODEL)
+    images = np.stack([to_input(frame.image, manifest.preprocessing) for frame in frames])
+    config = LiveConfig(budget=BudgetConfig(share=1.0))
+    taken: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        deployed = Path(name) / "deployed.safetensors"  # another file than the source: judged as another network
+        deployed.write_bytes(MODEL.read_bytes())
+        asked = Job(
+            source=MODEL, deployed=deployed, running=MODEL, net=None, frames=images[:0],
+            probes=images[:: len(images) // 4][:4], labelled=None, adapt=AdaptConfig(), gate=config.gate,
+            budget=config.budget, folder=Path(name), onnx=config.onnx, recall=True,
+        )  # fmt: skip
+        learned = images[np.arange(len(images)) % 4 > 0][: config.learn]
+        learns = replace(asked, frames=learned, probes=images[::4], recall=False, look_first=True)
+        for what, job in (("question_s", asked), ("burst_s", learns)):
+            start = time.perf_counter()
+            worker = Worker(job)
+            while what not in taken:
+                for message in worker.messages():
+                    if isinstance(message, Judged):
+                        part = "first_look_s" if message.files == FIRST else what
+                        taken[part] = round(time.perf_counter() - start, 1)
+                    elif isinstance(message, Failed):
+                        raise RuntimeError(message.reason)
+                time.sleep(0.01)
+            worker.stop()
+    return {"what": "burst", "frames": len(learned), "probes": len(learns.probes), "onnx": config.onnx, **taken}
+
+
 def memory(frames: list[Frame], *, count: int) -> dict[str, Any]:
     """Hold the resident memory after a fifth of the frames against that at the end; bursts come and go meanwhile."""
     config = LiveConfig(learn=12, onnx=False, budget=BudgetConfig(seconds_per_hour=3600.0))
@@ -195,9 +232,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.5, help="of the time that learning works")
     parser.add_argument("--swaps", type=int, default=30)
     parser.add_argument("--memory-frames", type=int, default=50_000)
-    parser.add_argument(
-        "--parts", nargs="+", choices=("latency", "swap", "memory"), default=("latency", "swap", "memory")
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--append", action="store_true", help="keep the rows of earlier runs")
     parser.add_argument("--dry", action="store_true", help="print the rows and write none")
     args = parser.parse_args()
@@ -207,6 +242,7 @@ def main() -> None:
             frames, count=args.frames, blocks=args.blocks, fps=args.fps, share=args.share
         ),
         "swap": lambda: swaps(frames, count=args.swaps, fps=args.fps),
+        "burst": lambda: burst(draw("scene:dusk?frames=64&seed=5")),
         "memory": lambda: memory(frames, count=args.memory_frames),
     }
     found = []

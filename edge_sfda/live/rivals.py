@@ -1,4 +1,4 @@
-"""What a burst puts before the gate: its average and snapshots, each written, exported, proven and timed."""
+"""What a burst puts before the gate: its average and snapshots, written; and who wins, exported, proven and timed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _PROVEN_ON = 4  # frames
 
 
 class Rivals:
-    """The networks of one burst, by name; asked as a veto, it says what rules one of them out.
+    """The networks of one burst, by name; asked about a winner, it says what rules it out.
 
     Args:
         job: of the burst; `folder` takes the files.

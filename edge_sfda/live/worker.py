@@ -214,13 +214,19 @@ class _Burst:
         from edge_sfda.adapt.gate import Gate
         from edge_sfda.adapt.probes import LabelledProbes
 
-        labelled = self.job.labelled
-        decision = Gate(self.job.gate, self.manifest).judge(
-            {"source": self.source, "deployed": self.deployed, **rivals.nets},
-            torch.from_numpy(probes),
-            labelled=None if labelled is None else LabelledProbes(*(torch.from_numpy(part) for part in labelled)),
-            more_vetoes=[rivals.veto],
-        )
+        labelled = None
+        if self.job.labelled is not None:
+            labelled = LabelledProbes(*(torch.from_numpy(part) for part in self.job.labelled))
+        candidates = {"source": self.source, "deployed": self.deployed, **rivals.nets}
+        gate, ruled_out = Gate(self.job.gate, self.manifest), dict[str, str]()
+        while True:
+            decision = gate.judge(candidates, torch.from_numpy(probes), labelled=labelled, more_vetoes=[ruled_out.get])
+            winner = decision.accepted
+            # an export takes as long as the burst, so who wins is asked alone; one that falls leaves the others to win
+            words = None if winner == self.first else rivals.veto(winner)
+            if words is None:
+                break
+            ruled_out[winner] = words
         manifest, exported = rivals.keep(decision.accepted) if rivals.nets else (self.manifest, False)
         return Judged(
             decision.accepted,

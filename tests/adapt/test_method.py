@@ -80,7 +80,19 @@ def test_nothing_that_drives_or_is_a_method_takes_a_label_or_a_source_image() ->
     assert len(methods) >= 7
     functions += [f for kind in methods for name, f in vars(kind).items() if inspect.isfunction(f) and name[0] != "_"]
     taken = {name for function in functions for name in inspect.signature(function).parameters}
-    assert taken <= {"self", "net", "manifest", "config", "method", "frames", "frame", "on_step", "done", "state"}
+    assert taken <= {
+        "self",
+        "net",
+        "manifest",
+        "config",
+        "method",
+        "frames",
+        "frame",
+        "on_begin",
+        "on_step",
+        "done",
+        "state",
+    }
 
 
 @pytest.mark.parametrize(
