@@ -33,7 +33,7 @@ from edge_sfda.live.sensors import resident_mb
 from edge_sfda.live.status import Phase
 from edge_sfda.live.worker import Worker
 
-PARTS = ("latency", "swap", "burst", "memory")
+PARTS = ("latency", "swap", "burst", "burst-torch", "memory")
 SETTLE = 10  # frames after a change that count for neither side: a step under way is ended first
 
 
@@ -160,11 +160,14 @@ def swaps(frames: list[Frame], *, count: int, fps: float) -> dict[str, Any]:
     }
 
 
-def burst(frames: list[Frame]) -> dict[str, Any]:
-    """Time the worker's process by itself: a question to the source, a burst's first look, its end."""
+def burst(frames: list[Frame], *, onnx: bool) -> dict[str, Any]:
+    """Time the worker's process by itself: a question to the source, a burst's first look, its end.
+
+    `onnx`: what wins is exported, as by default; else it runs as a checkpoint.
+    """
     manifest = checkpoint.read_manifest(MODEL)
     images = np.stack([to_input(frame.image, manifest.preprocessing) for frame in frames])
-    config = LiveConfig(budget=BudgetConfig(share=1.0))
+    config = LiveConfig(onnx=onnx, budget=BudgetConfig(share=1.0))
     taken: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as name:
         deployed = Path(name) / "deployed.safetensors"  # another file than the source: judged as another network
@@ -188,7 +191,7 @@ def burst(frames: list[Frame]) -> dict[str, Any]:
                         raise RuntimeError(message.reason)
                 time.sleep(0.01)
             worker.stop()
-    return {"what": "burst", "frames": len(learned), "probes": len(learns.probes), "onnx": config.onnx, **taken}
+    return {"what": "burst", "frames": len(learned), "probes": len(learns.probes), "onnx": onnx, **taken}
 
 
 def memory(frames: list[Frame], *, count: int) -> dict[str, Any]:
@@ -242,7 +245,8 @@ def main() -> None:
             frames, count=args.frames, blocks=args.blocks, fps=args.fps, share=args.share
         ),
         "swap": lambda: swaps(frames, count=args.swaps, fps=args.fps),
-        "burst": lambda: burst(draw("scene:dusk?frames=64&seed=5")),
+        "burst": lambda: burst(draw("scene:dusk?frames=64&seed=5"), onnx=True),
+        "burst-torch": lambda: burst(draw("scene:dusk?frames=64&seed=5"), onnx=False),
         "memory": lambda: memory(frames, count=args.memory_frames),
     }
     found = []
