@@ -239,16 +239,19 @@ class _Case:
         if held not in self.scores:
             return held, f"{held} could not be judged"
         self.votes = {name: self._votes(name, held) for name in rivals}
-        surer = [name for name in rivals if self._surer(name)]
-        winners = surer or [name for name in rivals if self._sided(name, held)]
-        winners = winners or [name for name in rivals if name == SOURCE and self._is_home()]
-        if winners:
-            best = min(winners, key=lambda name: self._rank_sum(name, winners))
-            if surer:
-                return best, f"{best} is surer and more diverse than {held}, and no vote is against it"
-            if self._sided(best, held):
-                return best, f"the candidates' ensemble sides with {best} against {held}, and it is steadier"
-            return best, f"most votes are for going back to the source from {held}, and none is against it"
+        ways: tuple[tuple[Callable[[str], bool], str], ...] = (
+            (self._surer, "{best} is surer and more diverse than {held}, and no vote is against it"),
+            (
+                lambda name: self._sided(name, held),
+                "the candidates' ensemble sides with {best} against {held}, and it is steadier",
+            ),
+            (self._is_home, "most votes are for going back to the {best} from {held}, and none is against it"),
+        )
+        for may_win, why in ways:
+            winners = [name for name in rivals if may_win(name)]
+            if winners:
+                best = min(winners, key=lambda name: self._rank_sum(name, winners))
+                return best, why.format(best=best, held=held)
         if not rivals:
             return held, "no other candidate is left"
         words = (
@@ -285,10 +288,11 @@ class _Case:
             and mine["consistency"] > theirs["consistency"] + self.config.steady
         )
 
-    def _is_home(self) -> bool:
+    def _is_home(self, name: str) -> bool:
         """Whether to go back to the source: what there is to fall back to needs one vote less."""
-        says = [self.votes[SOURCE][vote] for vote in ("consistency", "information", "nuclear")]
-        return says.count("for") >= 2 and "against" not in self.votes[SOURCE].values()
+        says = self.votes[name]
+        found = [says[vote] for vote in ("consistency", "information", "nuclear")]
+        return name == SOURCE and found.count("for") >= 2 and "against" not in says.values()
 
     def _rank_sum(self, name: str, among: Sequence[str]) -> int:
         means = self.means()

@@ -1,9 +1,9 @@
 """When to learn: tells from a few numbers a frame that the stream has left what the network was fitted to (ours).
 
 Each signal has a reference, the median of the frames that the network was fitted to or, where those are not known, of
-those after the last `rebase`, and a spread, how far the median of a
-short window usually strays from where it was. The reference stands still: one that followed the stream would follow
-dusk all the way down. Imports no torch: the numbers may come from any engine.
+those after the last `rebase`, and a spread, how far the median of a short window usually strays from where it was. The
+reference stands still: one that followed the stream would follow dusk all the way down. Imports no torch: the numbers
+may come from any engine.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ _MOST_COOL_DOWNS = 16  # a robot parked before a wall asks twice an hour, not ev
 _CLIP = 3.0  # spreads at which a stray counts no further into the spread: an odd frame must not blind the trigger
 _STEP = 8  # every so many pixels are looked at
 
-
 Signals = Mapping[str, Sequence[float]]  # by name, of some frames in their order
 
 
@@ -34,6 +33,11 @@ class Change(enum.Enum):
 
     SHIFT_FOUND = "shift found"
     SHIFT_OVER = "shift over"
+
+
+def cool_down(config: TriggerConfig, asked: int) -> int:
+    """Return the frames before a shift that lasts is asked about again, after it was so many times before."""
+    return config.cool_down * min(1 << asked, _MOST_COOL_DOWNS)
 
 
 def describe(image: npt.NDArray[np.uint8], confidence: npt.NDArray[np.float32]) -> dict[str, float]:
@@ -153,7 +157,7 @@ class Trigger:
         self._beyond = 0
         if self._wait > 0:  # back again within the cool-down of the last one: it is on, and told when that has passed
             return None
-        self._wait = self.config.cool_down * min(2**self._asked, _MOST_COOL_DOWNS) + 1
+        self._wait = cool_down(self.config, self._asked) + 1
         self._asked += 1
         self._told = True
         return Change.SHIFT_FOUND

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_sfda.adapt.generations import Generation, Generations
-from edge_sfda.adapt.trigger import Change, Signals, Trigger, describe
+from edge_sfda.adapt.trigger import Change, Signals, Trigger, cool_down, describe
 from edge_sfda.config import AdaptConfig, LiveConfig
 from edge_sfda.data.frames import U8, to_input
 from edge_sfda.errors import EdgeSfdaError
@@ -40,7 +40,6 @@ _LATENCIES = 512
 _SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
 _RECALLS = 3  # times that the source is asked for after a change of the stream, while probes show too little
 _RECALL_PROBES = 4  # more of them, each time
-_MOST_COOL_DOWNS = 16  # as the trigger's
 _NAN = float("nan")
 
 
@@ -127,6 +126,7 @@ class Loop:
         self._candidate: Judged | None = None
         self._change: Exchange | None = None  # of the network in use, under way
         self._generation = generations.newest()
+        self._source = next(g for g in generations.all() if g.number == 0)  # stays; all are read and verified for it
         self._latest: Latest | None = None
         self._frames = 0
         self._stale = True
@@ -373,11 +373,10 @@ class Loop:
         self._fitted = self._trigger.recent(self._probes.offered)
         work = self.place.folder / "candidate"
         work.mkdir(parents=True, exist_ok=True)
-        source = next(g for g in self.generations.all() if g.number == 0)
         gate = self.config.gate
         probes = self._probes.frames().numpy()
         return Job(
-            source=source.checkpoint,
+            source=self._source.checkpoint,
             deployed=self._generation.checkpoint,
             running=artefact_of(self._generation),
             net=self.place.net,
@@ -489,7 +488,7 @@ class Loop:
 
     def _ask_later(self) -> None:
         """Learn from the stream once more after the cool-down, each time after twice as long: nothing came of this."""
-        self._ask_in = self.config.trigger.cool_down * min(2**self._asked, _MOST_COOL_DOWNS)
+        self._ask_in = cool_down(self.config.trigger, self._asked)
         self._asked += 1
 
     def _on_recalled(self, judged: Judged | Failed) -> None:
@@ -549,7 +548,7 @@ class Loop:
         from edge_sfda import checkpoint
 
         if judged.accepted == "source":
-            source = next(g for g in self.generations.all() if g.number == 0)
+            source = self._source
             path, manifest, model = source.checkpoint, source.manifest, source.path / MODEL
         else:
             files = self.place.folder / "candidate" / judged.files

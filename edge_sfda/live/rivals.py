@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -25,7 +26,7 @@ STATISTICS = "statistics"  # of the source with what step 0 gives
 
 _TURNS = 8  # frames that each of two artefacts predicts, in turn; the least of its times counts
 _TRIES = 3  # of that before a candidate is called slow: the machine has other things to do
-_PROVEN_ON = 4  # frames
+_PROVEN_ON = 4  # frames, the first of them timed
 
 
 class Rivals:
@@ -63,12 +64,12 @@ class Rivals:
             if problems:
                 return f"its ONNX model is not the same network: {'; '.join(problems)}"
         artefact = self._path(name, ONNX) if self.job.onnx else self._path(name, CHECKPOINT)
-        times = 0.0
+        words: list[str] = []
         for _ in range(_TRIES):
-            times = self._slowdown(artefact, self.job.running, self.job)
-            if times <= self.job.gate.latency:
+            words = vetoes.of_latency(self._slowdown(artefact, self.job.running, self.job), self.job.gate)
+            if not words:
                 return None
-        return "; ".join(vetoes.of_latency(times, self.job.gate)) or None
+        return "; ".join(words)
 
     def keep(self, accepted: str) -> tuple[Manifest, bool]:
         """Leave one network's files as the candidate's, no other's; returns its manifest and whether it has a model.
@@ -93,15 +94,13 @@ class Rivals:
 
     def _export(self, name: str) -> list[str]:
         """Write a network's ONNX model where it is the same network, else return what differs."""
-        import copy
-
         from edge_sfda.runtime.export import ExportConfig, to_onnx
         from edge_sfda.runtime.parity import Sample, measure
 
         net = copy.deepcopy(self.nets[name]).cpu()  # where ONNX Runtime's own results are to be found again
         # with logits, as a checkpoint gives them: a swap must take no output away
         model = to_onnx(net, self.manifests[name], ExportConfig(logits=True))
-        frames = [Sample(frame) for frame in _frames(self.job)[:_PROVEN_ON]]
+        frames = [Sample(frame) for frame in _frames(self.job)]
         problems = measure(model, net, self.manifests[name], frames).problems()
         if not problems:
             write_atomic(self._path(name, ONNX), model.SerializeToString())
@@ -134,6 +133,6 @@ def ratio(mine: Callable[[], object], theirs: Callable[[], object]) -> float:
 
 
 def _frames(job: Job) -> list[np.ndarray]:
-    """Return the probes, or what was learned from where there are none, as HWC BGR."""
+    """Return a few probes, or of what was learned from where there are none, as HWC BGR."""
     seen = job.probes if len(job.probes) else job.frames
     return [np.ascontiguousarray(frame[::-1].transpose(1, 2, 0)) for frame in seen[:_PROVEN_ON]]
