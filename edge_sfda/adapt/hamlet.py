@@ -13,7 +13,7 @@ from edge_sfda.adapt.state import State
 from edge_sfda.config import AdaptConfig
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
-from edge_sfda.nets.normalisation import batch_norms, running
+from edge_sfda.nets.normalisation import batch_norms, divergence, running
 
 
 class Hamlet(ThresholdTeacher):
@@ -73,10 +73,3 @@ class Hamlet(ThresholdTeacher):
         distance = divergence(seen.mean((0, 2, 3)), seen.var((0, 2, 3)), *self.usual)
         self.farthest = torch.maximum(self.farthest, distance)
         self.reach = self.least + (1 - self.least) * distance / self.farthest.clamp(min=1e-12)
-
-
-def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
-    """Return Jeffreys' divergence in nats of normal distributions, [C] each: its mean over channels, a scalar."""
-    var, other_var = var.clamp(min=1e-6), other_var.clamp(min=1e-6)
-    square = (mean - other_mean).square()
-    return 0.5 * ((var + square) / other_var + (other_var + square) / var - 2).mean()

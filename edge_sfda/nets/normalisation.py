@@ -109,6 +109,13 @@ def observe(net: nn.Module, x: Tensor, *, momentum: float) -> None:
         net(x)
 
 
+def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
+    """Return Jeffreys' divergence in nats of normal distributions, [C] each: its mean over channels, a scalar."""
+    var, other_var = var.clamp(min=1e-6), other_var.clamp(min=1e-6)
+    square = (mean - other_mean).square()
+    return 0.5 * ((var + square) / other_var + (other_var + square) / var - 2).mean()
+
+
 def share_statistics(net: nn.Module, owner: nn.Module) -> None:
     """Let `net` read the running statistics of `owner`: one set of tensors for student and teacher.
 

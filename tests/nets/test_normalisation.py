@@ -14,6 +14,7 @@ from edge_sfda.nets.normalisation import (
     affine_parameters,
     batch_norms,
     batch_statistics,
+    divergence,
     estimate,
     observe,
     share_statistics,
@@ -198,3 +199,11 @@ def test_group_norm_behind_frozen_layers_does_not_crash_the_process() -> None:
     # in a process of its own: without the remedy it is a segmentation fault
     done = subprocess.run([sys.executable, "-c", CRASH], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_divergence_by_hand_and_from_itself() -> None:
+    one, two = torch.tensor([0.0]), torch.tensor([2.0])
+    # KL(N(0,1) | N(2,4)) + KL(N(2,4) | N(0,1)) = (ln 2 + 5/8 - 1/2) + (-ln 2 + 8/2 - 1/2)
+    found = divergence(one, torch.tensor([1.0]), two, torch.tensor([4.0]))
+    torch.testing.assert_close(found, torch.tensor(0.125 + 3.5))
+    assert float(divergence(two, two, two, two)) == 0
