@@ -9,7 +9,7 @@ precision-recall curve (errors are what is looked for), over all pixels, and as 
 the pixels that the teacher gave that class: there, knowing which classes are often wrong helps nobody.
 
     r                    metric reliability
-    weight               r * confidence, what a pixel weighs by default
+    weight               what a pixel weighs by default: confidence, its neighbours' support, a share of r
     confidence           the label's softmax; margin: over the second best; entropy: negative
     flip                 the label's softmax in the mirror image
     confidence * flip, r * confidence * flip
@@ -38,6 +38,7 @@ from edge_sfda import config as configs
 from edge_sfda.adapt import run
 from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.losses import entropy_of
+from edge_sfda.adapt.reliability import combined, levels
 from edge_sfda.data.frames import to_input
 from edge_sfda.data.scene import DOMAINS
 from edge_sfda.manifest import Manifest
@@ -83,13 +84,13 @@ def looked_at(method: Adapter, manifest: Manifest, pair: pairs.Pair, frames: Seq
         truth = F.interpolate(torch.from_numpy(label)[None, None].float(), size=size, mode="nearest-exact")[0, 0].long()
         known = (truth != manifest.classes.ignore_id).flatten().nonzero().flatten()
         picked = known[torch.randperm(len(known), generator=rng)[:PIXELS]]
-        r = None if method.reliability is None else method.reliability.look(view.features, view.label)
+        r = None if method.reliability is None else method.reliability.look(levels(view), view.label)
         assert r is not None, "the metric network has seen frames"
         top = view.probs.topk(2, dim=1).values
         flip = mirrored.gather(1, view.label[:, None])[:, 0]
         maps = {
             "r": r,
-            "weight": r * view.confidence,
+            "weight": combined(view, r),
             "confidence": view.confidence,
             "margin": top[:, 0] - top[:, 1],
             "entropy": -entropy_of(view.probs),

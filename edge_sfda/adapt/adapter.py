@@ -14,7 +14,7 @@ from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
 from edge_sfda.adapt.prior import undo_class_weight
-from edge_sfda.adapt.reliability import Reliability
+from edge_sfda.adapt.reliability import Reliability, combined, levels
 from edge_sfda.adapt.state import State
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.adapt.view import StrongView
@@ -40,7 +40,13 @@ class Adapter(Method):
         classes = len(manifest.classes)
         self.teacher = Teacher(net, config.teacher)
         self.reliability = (
-            Reliability(net.feature_channels, classes, config=config.reliability, seed=config.seed, device=self.device)
+            Reliability(
+                (*net.feature_channels, classes),
+                classes,
+                config=config.reliability,
+                seed=config.seed,
+                device=self.device,
+            )
             if config.reliability.enabled
             else None
         )
@@ -192,9 +198,9 @@ class Adapter(Method):
         weight = view.confidence if self.config.reliability.confidence else torch.ones_like(view.confidence)
         scalars: dict[str, Tensor] = {}
         if self.reliability is not None:
-            r, metric_loss = self.reliability.score_then_learn(view.features, view.label)
+            r, metric_loss = self.reliability.score_then_learn(levels(view), view.label)
             scalars = {"reliability": r.mean(), "metric_loss": metric_loss}
-            weight = weight * r
+            weight = combined(view, r) if self.config.reliability.confidence else r
         mean = weight.mean()
         self.usual_weight = torch.where(self.usual_weight.isnan(), mean, self.usual_weight.lerp(mean, 0.05))
         return weight, scalars

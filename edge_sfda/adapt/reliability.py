@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from edge_sfda.adapt import state as states
 from edge_sfda.adapt.state import State
+from edge_sfda.adapt.teacher import TeacherView
 from edge_sfda.config import ReliabilityConfig
 from edge_sfda.ops.proxy_similarity import metric_loss, reliability
+
+_PULL = 0.25  # share of reliability's log odds
+_AROUND = 5  # pixels a side, of the logits
 
 
 class MetricNetwork(nn.Module):
@@ -191,6 +195,33 @@ class Reliability:
         return top.indices, top.values >= 0
 
 
+def levels(view: TeacherView) -> tuple[Tensor, ...]:
+    """Return what the metric network reads: the encoder's levels, then the teacher's log-probabilities (ours)."""
+    return (*view.features, view.probs.clamp(min=1e-6).log())
+
+
+def combined(view: TeacherView, r: Tensor) -> Tensor:
+    """Return how far to trust each label: log odds of confidence, of the neighbours' support, a share of reliability's.
+
+    Support is the label's mean probability in the 5x5 pixels around, which errors at borders and specks lack (ours).
+
+    Args:
+        view: of the teacher.
+        r: float [B, h, w], 0..1.
+
+    Returns:
+        float [B, h, w], 0..1.
+    """
+    around = F.avg_pool2d(view.probs, _AROUND, stride=1, padding=_AROUND // 2, count_include_pad=False)
+    support = around.gather(1, view.label[:, None])[:, 0]
+    return torch.sigmoid(_log_odds(view.confidence) + _log_odds(support) + _PULL * _log_odds(r))
+
+
+def _log_odds(probability: Tensor) -> Tensor:
+    return torch.logit(probability, 1e-6)
+
+
 def _grid(features: tuple[Tensor, ...]) -> torch.Size:
-    """Return the grid of reliability: the second level's (stride 8 of the built-in networks), or the only one's."""
-    return features[min(1, len(features) - 1)].shape[-2:]
+    """Return the grid of reliability: the second finest (stride 8 of the built-in networks), or the only one."""
+    grids = sorted({f.shape[-2:] for f in features}, reverse=True)
+    return grids[min(1, len(grids) - 1)]

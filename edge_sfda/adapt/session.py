@@ -25,6 +25,7 @@ from edge_sfda.adapt import state as states
 from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.method import Method, StepReport
 from edge_sfda.adapt.prior import remaining_class_weight
+from edge_sfda.adapt.reliability import levels
 from edge_sfda.adapt.state import State
 from edge_sfda.config import AdaptConfig
 from edge_sfda.data import sources
@@ -396,7 +397,7 @@ def reliability_of(method: Method, frame: Tensor) -> npt.NDArray[np.float32] | N
         return None
     with torch.no_grad():
         view = method.teacher.predict(method.normaliser(frame[None].to(method.device)))
-        r = method.reliability.look(view.features, view.label)
+        r = method.reliability.look(levels(view), view.label)
         return None if r is None else r[0].cpu().numpy()
 
 

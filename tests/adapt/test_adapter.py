@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda.adapt.adapter import Adapter
+from edge_sfda.adapt.reliability import combined, levels
 from edge_sfda.adapt.run import learn_online, offline
 from edge_sfda.config import AdaptConfig, from_dict
 from edge_sfda.errors import DivergenceError, FrameError, NetError
@@ -185,13 +186,13 @@ def test_reliability_is_scored_before_the_frame_trains_the_metric(adapter: Make,
         method.begin(frames)
     batch = _batch(frames)
     view = first.teacher.predict(first.normaliser(batch))
-    expected = first.reliability.score(view.features, view.label)
-    first.reliability.learn(view.features, view.label)
-    later = first.reliability.score(view.features, view.label)
+    expected = first.reliability.score(levels(view), view.label)
+    first.reliability.learn(levels(view), view.label)
+    later = first.reliability.score(levels(view), view.label)
     report = second.step(batch)
     assert torch.equal(report.scalars["reliability"], expected.mean())
     assert not torch.equal(later.mean(), expected.mean())
-    assert torch.equal(report.scalars["weight"], (expected * view.confidence).mean())
+    assert torch.equal(report.scalars["weight"], combined(view, expected).mean())
     # and it has learned from the frame once, no more
     assert _same(first.reliability.net.state_dict(), second.reliability.net.state_dict())
 
@@ -223,7 +224,7 @@ def test_loss_is_the_weighted_sum_over_the_number_of_pixels(adapter: Make, frame
     view = method.teacher.predict(x)
     twin = adapter(STILL)
     twin.begin(frames)
-    weight = view.confidence * twin.reliability.score(view.features, view.label)
+    weight = combined(view, twin.reliability.score(levels(view), view.label))
     with torch.no_grad():
         pixel = F.cross_entropy(method.net(x).logits, view.label, reduction="none")
     report = method.step(batch)
@@ -304,9 +305,7 @@ def test_all_off_is_plain_self_training(adapter: Make, frames: list[Tensor]) -> 
 
 
 @pytest.mark.parametrize(("enabled", "confidence"), [(True, False), (False, True), (False, False)])
-def test_weight_is_the_product_of_what_is_on(
-    enabled: bool, confidence: bool, adapter: Make, frames: list[Tensor]
-) -> None:
+def test_weight_is_what_is_on_alone(enabled: bool, confidence: bool, adapter: Make, frames: list[Tensor]) -> None:
     method = adapter({"reliability": {"enabled": enabled, "confidence": confidence}})
     method.begin(frames)
     batch = _batch(frames)
@@ -377,7 +376,7 @@ def test_batch_that_weighs_less_than_usual_takes_a_smaller_step(adapter: Make, f
 def adapter_weight(method: Adapter, frames: list[Tensor]) -> Tensor:
     view = method.teacher.predict(method.normaliser(_batch(frames)))
     assert method.reliability is not None
-    return (view.confidence * method.reliability.score(view.features, view.label)).mean()
+    return combined(view, method.reliability.score(levels(view), view.label)).mean()
 
 
 def test_stream_has_a_constant_share_of_the_rate_and_no_step_0(adapter: Make, frames: list[Tensor]) -> None:
@@ -587,7 +586,7 @@ def test_loss_is_the_share_of_the_student_s_weighted_entropy(share: float, adapt
     x = method.normaliser(batch)
     view = method.teacher.predict(x)
     assert twin.reliability is not None
-    weight = view.confidence * twin.reliability.score(view.features, view.label)
+    weight = combined(view, twin.reliability.score(levels(view), view.label))
     with torch.no_grad():
         logits = method.net(x).logits
     probs = logits.softmax(1)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edge_sfda.adapt.reliability import Reliability
+from edge_sfda.adapt.reliability import Reliability, combined, levels
+from edge_sfda.adapt.teacher import TeacherView
 from edge_sfda.config import ReliabilityConfig
 
 CONFIG = ReliabilityConfig(embedding=16, kappa=10.0, scale=18.0, per_class=64, rate=2e-3, proxy_rate=1e-2)
@@ -239,3 +240,42 @@ def test_same_seed_gives_the_same_scores_and_another_does_not() -> None:
         scores.append(r.score(*_toy(9)))
     assert torch.equal(scores[0], scores[1])
     assert not torch.equal(scores[0], scores[2])
+
+
+def _view(probs: torch.Tensor) -> TeacherView:
+    confidence, label = probs.max(1)
+    return TeacherView((torch.randn(1, 6, 4, 4),), probs, label, confidence)
+
+
+def test_weight_of_an_even_picture_is_the_sum_of_log_odds() -> None:
+    probs = torch.tensor([0.75, 0.25]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    r = torch.full((1, 8, 8), 0.2)
+    odds = 3 * 3 * 0.25**0.25  # support is confidence here, at the border as well; the odds of .2 are 1 : 4
+    torch.testing.assert_close(combined(_view(probs), r), torch.full((1, 8, 8), odds / (1 + odds)))
+
+
+def test_speck_among_others_weighs_less_than_they_do_and_reliability_moves_a_weight() -> None:
+    probs = torch.tensor([0.9, 0.1]).view(1, 2, 1, 1).repeat(1, 1, 9, 9)
+    probs[0, :, 4, 4] = torch.tensor([0.1, 0.9])
+    even = torch.full((1, 9, 9), 0.5)
+    weight = combined(_view(probs), even)
+    assert weight[0, 4, 4] < 0.65 < 0.95 < weight[0, 0, 0]
+    lower = combined(
+        _view(probs), even.clone().index_put((torch.tensor(0), torch.tensor(0), torch.tensor(0)), torch.tensor(0.01))
+    )
+    assert lower[0, 0, 0] < weight[0, 0, 0]
+    assert torch.equal(lower[0, 1:], weight[0, 1:])
+
+
+def test_certainty_has_no_infinite_odds() -> None:
+    probs = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 4, 4)
+    for r in (0.0, 1.0):
+        assert torch.isfinite(combined(_view(probs), torch.full((1, 4, 4), r))).all()
+
+
+def test_metric_network_reads_the_levels_and_then_the_log_probabilities() -> None:
+    view = _view(torch.tensor([1.0, 0.0]).view(1, 2, 1, 1).repeat(1, 1, 4, 4))
+    *features, last = levels(view)
+    assert [f is g for f, g in zip(features, view.features, strict=True)] == [True]
+    assert last.shape == (1, 2, 4, 4)
+    assert torch.isfinite(last).all()

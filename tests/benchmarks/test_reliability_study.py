@@ -77,7 +77,10 @@ def test_looking_changes_nothing_and_finds_errors_at_the_drawn_pixels() -> None:
     assert all(torch.equal(v, before[n]) for n, v in method.reliability.net.state_dict().items())
     assert len(seen["r"]) == 2 * min(PIXELS, 48 * 64)
     assert 0.02 < seen["wrong"].mean() < 0.7
-    np.testing.assert_allclose(seen["weight"], seen["r"] * seen["confidence"], rtol=1e-6)
+    assert seen["weight"].min() >= 0
+    assert seen["weight"].max() <= 1
+    order = np.corrcoef(seen["weight"], seen["confidence"])[0, 1]  # it is confidence, and more
+    assert 0.5 < order < 0.999
     rows = [{"at": "step 1", **row} for row in judge(seen)]
     assert {row["detector"] for row in rows} >= {"r", "weight", "confidence", "flip"}
     assert all(row["auroc"] > 0.5 for row in rows)
