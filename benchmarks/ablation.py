@@ -38,7 +38,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "no reliability: w = confidence": {"reliability": {"enabled": False}},
     "no confidence: w = r": {"reliability": {"confidence": False}},
     "no weight: w = 1": {"reliability": {"enabled": False, "confidence": False}},
-    "no mixing": {"mixing": {"enabled": False}},
+    "with mixing": {"mixing": {"enabled": True}},
     "no teacher: entropy alone": {"burst": {"entropy": 1.0}},
     "no entropy: labels alone": {"burst": {"entropy": 0.0}},
     "no average: the student deployed": {"teacher": {"average_max": 0.0}},

@@ -47,16 +47,13 @@ class Variant:
 
 
 def variants(seeds: list[int], protocols: list[str], only: list[str]) -> Iterator[Variant]:
-    """Yield every method, and the parts of ours that need no training, for every seed that matters."""
-    prior_only = configs.from_dict({"burst": {"steps": 0}, "reliability": {"enabled": False}})
-    named = {method: configs.preset(method) for method in configs.METHODS} | {"bn + prior": prior_only}
+    """Yield every method for every seed that matters."""
+    named = {method: configs.preset(method) for method in configs.METHODS}
     for protocol in protocols:
         for name, config in named.items():
             if only and name not in only:
                 continue
-            if protocol == "online" and name == "bn + prior":
-                continue  # an offline part by itself
-            fixed = name in ("none", "bn", "bn + prior")
+            fixed = name in ("none", "bn")
             for seed in seeds[:1] if fixed else seeds:
                 yield Variant(name, protocol, dataclasses.replace(config, seed=seed))
 

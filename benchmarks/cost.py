@@ -43,7 +43,6 @@ LOOKS = 10  # along a burst
 PROFILES: dict[str, tuple[Mapping[str, Any], int]] = {
     "source": ({"method": "none"}, 1),
     "statistics": ({"method": "bn"}, 1),
-    "statistics and prior": ({"burst": {"steps": 0}, "reliability": {"enabled": False}}, 1),
     "full": ({}, 1),
     "half the sides": ({"burst": {"scale": 0.5}}, 1),
     "decoder and normalisation": ({"burst": {"frozen_stride": 32}}, 1),

@@ -50,6 +50,7 @@ _LITERAL = {
     },
     "statistics": {"prior": 0.0},
     "reliability": {"confidence": False},
+    "mixing": {"enabled": True},
     "view": {"strength": 1.0, "crop": 0.65},
 }  # fmt: skip
 

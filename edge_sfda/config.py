@@ -37,11 +37,13 @@ class StatisticsConfig:
 
     blend: float = 1.0  # share of the target in the running statistics; 0 leaves the source's
     frames: int = 48  # frames they are estimated over; a few dozen settle them
-    prior: float = 0.5  # share of the source's class weights undone; half was best on the scene's domains
+    source_frames: int = 4  # of a stream, that the source's statistics count as; more near it (adapt/stream_guard.py)
+    prior: float = 0.5  # share of the source's class weights undone on a stream, and after a burst at a mild shift
 
     def __post_init__(self) -> None:
         _check("statistics.blend", self.blend, 0, 1)
         _check("statistics.frames", self.frames, 1, 100_000)
+        _check("statistics.source_frames", self.source_frames, 1, 100_000)
         _check("statistics.prior", self.prior, 0, 1)
 
 
@@ -84,7 +86,7 @@ class ReliabilityConfig:
 class MixingConfig:
     """Metric-based online ClassMix, MOCM (the paper's idea, our sampling rule)."""
 
-    enabled: bool = True
+    enabled: bool = False  # as in the paper, but with entropy's share it costs .2 on the scene
     memory: int = 16  # donors kept, as uint8 frames: 16 x 0.5 MB at 360x480
     fraction: float = 0.5  # share of the donor's classes pasted, drawn with probability growing with reliability
 
@@ -124,8 +126,8 @@ class BurstConfig:
     weight_decay: float = 0.0
     affine_only: bool = True  # train scale and shift of the normalisation layers alone, as TENT does
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
-    entropy: float = 0.9  # share of the student's own entropy in the loss, in place of the teacher's label
-    guard: bool = True  # deploy a mix with the source where its statistics already fit the target (adapt/guard.py)
+    entropy: float = 0.9  # share of the student's own entropy in the loss, of every pixel alike
+    guard: bool = True  # the source, or a mix with it, where it fits the target (adapt/guard.py, stream_guard.py)
     frozen_stride: int = 2  # encoder layers up to this stride keep theirs: +0.0, and they cost a sixth of the step
     scale: float = 1.0  # of a frame's sides within a step; .5 costs a quarter, and statistics still see whole frames
     online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
@@ -284,6 +286,7 @@ def preset(method: str) -> AdaptConfig:
             base,
             statistics=StatisticsConfig(prior=0.0),
             view=ViewConfig(strength=1.0, crop=0.65),
+            mixing=MixingConfig(enabled=True),
             burst=BurstConfig(
                 rate=3e-5, affine_only=False, batch_statistics=False, entropy=0.0, guard=False, frozen_stride=0
             ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from edge_sfda.adapt.mixing import DonorMemory
 from edge_sfda.adapt.prior import undo_class_weight
 from edge_sfda.adapt.reliability import Reliability, combined, levels
 from edge_sfda.adapt.state import State
+from edge_sfda.adapt.stream_guard import StreamGuard
 from edge_sfda.adapt.teacher import Teacher, TeacherView
 from edge_sfda.adapt.view import StrongView
 from edge_sfda.config import AdaptConfig, BurstConfig
@@ -36,7 +38,6 @@ class Adapter(Method):
 
     def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
         super().__init__(net, manifest, config)
-        undo_class_weight(net, manifest, share=config.statistics.prior)
         classes = len(manifest.classes)
         self.teacher = Teacher(net, config.teacher)
         self.reliability = (
@@ -63,16 +64,30 @@ class Adapter(Method):
         self.share = 1.0  # of the burst, to be deployed
         self.steps = 0
         self.online = False
+        self.home: SegmentationNet | None = None  # the source network itself, on a stream
+        self.stream_guard: StreamGuard | None = None
+        self._fresh: guard.State = {}  # what a stream begins with
 
     @property
     def deployed(self) -> SegmentationNet:
-        """The teacher: the average of the burst so far."""
+        """The teacher, the average of the burst so far; the source, while a stream is at home (`stream_guard`)."""
+        if self.home is not None and self.stream_guard is not None and self.stream_guard.at_home:
+            return self.home
         return self.teacher.net
+
+    @property
+    def prior_undone(self) -> float:
+        """Share of the source's class weights that is not in what is deployed (ours).
+
+        On a stream, and where the shift is mild. Under a strong one entropy has taken the rare classes down already.
+        """
+        adapted = self.share < 1 or (self.online and self.deployed is self.teacher.net)
+        return self.config.statistics.prior if adapted else 0.0
 
     def begin(self, frames: Sequence[Tensor]) -> None:
         """Step 0, then the metric network's warm-up on the first target frames (none for a stream)."""
-        self.online = len(frames) == 0
-        if self.online:
+        if len(frames) == 0:
+            self._begin_stream()
             return
         self.frames = frames
         self.source = guard.state_of(self.teacher.net)
@@ -87,6 +102,21 @@ class Adapter(Method):
                 view = self.teacher.predict(batch)  # once a batch: the teacher stands still here
                 for _ in range(index, self.config.reliability.warm_up, len(batches)):
                     self._weigh(view)
+
+    def observe(self, frames: Tensor) -> None:
+        """See `Method.observe`; then use the source where the frames lie nearer to it, and begin anew where that lasts.
+
+        Raises:
+            FrameError: see `step`.
+        """
+        if self.stream_guard is None:
+            super().observe(frames)
+            return
+        with self.stream_guard.looking():
+            super().observe(frames)
+        if self.stream_guard.look():
+            self._restart()
+            super().observe(frames)
 
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W].
@@ -150,6 +180,8 @@ class Adapter(Method):
         }
         if self.reliability is not None:
             parts["reliability"] = self.reliability.state()
+        if self.stream_guard is not None:
+            parts["stream_guard"] = self.stream_guard.state()
         return super().state().joined(**parts)
 
     def load_state(self, state: State) -> None:
@@ -157,6 +189,10 @@ class Adapter(Method):
         own = state.part("adapter")
         if own.fact("begun"):  # the teacher is still the source
             self.source = guard.state_of(self.teacher.net)
+        if own.fact("online") and not self.online:
+            self._begin_stream()
+        if self.stream_guard is not None:
+            self.stream_guard.load_state(state.part("stream_guard"))
         super().load_state(state)
         self.teacher.load_state(state.part("teacher"))
         self.memory.load_state(state.part("memory"))
@@ -169,12 +205,39 @@ class Adapter(Method):
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
 
+    def _source_frames(self) -> float:
+        least = super()._source_frames()
+        return least if self.stream_guard is None else self.stream_guard.source_frames(least)
+
+    def _begin_stream(self) -> None:
+        self.online = True
+        if self.config.burst.guard:
+            self.home = copy.deepcopy(self.teacher.net)
+            self.stream_guard = StreamGuard(self.net)
+        for net in (self.net, self.teacher.net):
+            undo_class_weight(net, self.manifest, share=self.config.statistics.prior)
+        self._fresh = guard.state_of(self.net)
+
+    def _restart(self) -> None:
+        """Let the stream be as it began; what reliability has learnt of the target stays."""
+        for net in (self.net, self.teacher.net):
+            guard.retreat(net, self._fresh, share=0.0)
+        self.teacher.updates = 0
+        self.optimizer.state.clear()
+        self._observed = 0
+
     def _settle(self, net: SegmentationNet) -> None:
-        """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share."""
+        """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share.
+
+        On a stream there is nothing to settle.
+        """
+        if self.online:
+            return
         if self.config.burst.batch_statistics and len(self.frames) > 0:
             net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
             estimate(net, self._batches(self.frames), blend=self.config.statistics.blend)
         guard.retreat(net, self.source, share=self.share)
+        undo_class_weight(net, self.manifest, share=self.prior_undone)
 
     def _shrunk(self, frames: Tensor) -> Tensor:
         """Return frames of the size that steps are taken at, uint8 still; sides are of whole cells of every stride."""
@@ -188,9 +251,7 @@ class Adapter(Method):
         share = self.config.burst.entropy
         loss = weighted_cross_entropy(logits, label, weight) if share < 1 else logits.new_zeros(())
         if share > 0:
-            if logits.shape[-2:] != weight.shape[-2:]:  # a grid that the network rounds down
-                logits = F.interpolate(logits, size=weight.shape[-2:], mode="bilinear", align_corners=False)
-            loss = (1 - share) * loss + share * (entropy(logits) * weight).mean()
+            loss = (1 - share) * loss + share * entropy(logits).mean()
         return loss
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:

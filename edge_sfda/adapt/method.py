@@ -133,11 +133,14 @@ class Method(abc.ABC):
 
     def _observe_statistics(self, frames: Tensor, *, blend: float) -> None:
         """Move the statistics towards a stream's next frames; the source's count as the first few frames."""
-        floor, source_frames = 0.01, 4
-        momentum = max(1 / (self._observed + source_frames), floor) * blend
+        floor = 0.01
+        momentum = max(1 / (self._observed + self._source_frames()), floor) * blend
         if momentum > 0:
             observe(self.net, self._input(frames), momentum=momentum)
         self._observed += 1
+
+    def _source_frames(self) -> float:
+        return self.config.statistics.source_frames
 
     def _input(self, frames: Tensor) -> Tensor:
         self._check(frames)

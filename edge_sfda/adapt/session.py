@@ -102,7 +102,7 @@ def adapted_manifest(method: Method, *, steps: int, frames: int, stopped: bool) 
     )
     if not isinstance(method, Adapter):
         return derived
-    left = remaining_class_weight(method.manifest, share=method.config.statistics.prior)
+    left = remaining_class_weight(method.manifest, share=method.prior_undone)
     return replace(derived, class_weight=left)
 
 

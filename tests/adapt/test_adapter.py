@@ -248,19 +248,55 @@ def test_unmixed_frames_are_kept_with_their_own_labels(adapter: Make, frames: li
     assert len(method.memory) == 4
 
 
-def test_prior_is_undone_in_student_and_teacher_before_anything_else(adapter: Make, make_nano: Make) -> None:
+def test_prior_is_undone_in_a_stream_s_student_and_teacher_and_not_in_the_source_it_goes_home_to(
+    adapter: Make, make_nano: Make
+) -> None:
     source = make_nano()
+    method = adapter({"burst": {"guard": True}})
+    assert method.prior_undone == 0
+    method.begin(())
+    shifted = source.classifier.bias - torch.tensor(WEIGHT).log()
+    torch.testing.assert_close(method.net.classifier.bias, shifted)
+    torch.testing.assert_close(method.teacher.net.classifier.bias, shifted)
+    assert torch.equal(method.deployed.classifier.bias, source.classifier.bias)
+    assert method.prior_undone == 0
+    method.stream_guard.at_home = False
+    assert method.deployed is method.teacher.net
+    assert method.prior_undone == 1
+
+
+@pytest.mark.parametrize(("share", "undone"), [(0.5, 1.0), (1.0, 0.0)])
+def test_prior_is_undone_after_a_burst_where_the_shift_was_mild(
+    share: float, undone: float, adapter: Make, frames: list[Tensor]
+) -> None:
+    method, bare = adapter(), adapter({"statistics": {"prior": 0.0}})
+    for one in (method, bare):
+        one.begin(frames)
+        one.share = share
+        one.step(_batch(frames))
+    snapshot = method.snapshot()
+    for one in (method, bare):
+        one.finish()
+    shift = undone * torch.tensor(WEIGHT).log()
+    torch.testing.assert_close(method.deployed.classifier.bias, bare.deployed.classifier.bias - shift)
+    assert torch.equal(snapshot.classifier.bias, method.deployed.classifier.bias)
+    assert method.prior_undone == undone
+
+
+def test_stream_s_end_undoes_the_prior_no_second_time(adapter: Make, frames: list[Tensor]) -> None:
     method = adapter()
-    shift = -torch.tensor(WEIGHT).log()
-    torch.testing.assert_close(method.net.classifier.bias, source.classifier.bias + shift)
-    torch.testing.assert_close(method.deployed.classifier.bias, source.classifier.bias + shift)
+    method.begin(())
+    learn_online(method, frames[0])
+    before = _state(method.deployed)
+    method.finish()
+    assert _same(_state(method.deployed), before)
+    assert _same(_state(method.snapshot()), before)
 
 
 @pytest.mark.parametrize(
     "off",
     [
         {"statistics": {"blend": 0.0}},
-        {"statistics": {"prior": 0.0}},
         {"teacher": {"flip": False}},
         {"teacher": {"average_max": 0.0}},
         {"reliability": {"enabled": False}},
@@ -578,7 +614,9 @@ def test_stream_uses_running_statistics_and_estimates_nothing_at_its_end(adapter
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
-def test_loss_is_the_share_of_the_student_s_weighted_entropy(share: float, adapter: Make, frames: list[Tensor]) -> None:
+def test_loss_is_the_share_of_the_student_s_entropy_which_nothing_weighs(
+    share: float, adapter: Make, frames: list[Tensor]
+) -> None:
     method, twin = adapter(STILL, {"burst": {"entropy": share}}), adapter(STILL)
     method.begin(frames)
     twin.begin(frames)
@@ -590,7 +628,7 @@ def test_loss_is_the_share_of_the_student_s_weighted_entropy(share: float, adapt
     with torch.no_grad():
         logits = method.net(x).logits
     probs = logits.softmax(1)
-    entropy = -(weight * (probs * probs.log()).sum(1)).sum() / weight.numel()
+    entropy = -(probs * probs.log()).sum(1).mean()
     taught = (weight * F.cross_entropy(logits, view.label, reduction="none")).sum() / weight.numel()
     torch.testing.assert_close(method.step(batch).loss, share * entropy + (1 - share) * taught, rtol=1e-4, atol=1e-6)
 

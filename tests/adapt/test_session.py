@@ -198,11 +198,19 @@ def test_labels_that_fit_no_frame_are_told_before_the_work() -> None:
     ],
 )
 def test_manifest_keeps_only_the_class_weights_that_are_still_in_the_network(method, prior, left) -> None:
-    settings = config.from_dict({"method": method, "statistics": {"prior": prior}}, base=SHORT)
-    manifest = _session(settings).offline(learn=Slice(SPEC), measure=Slice(SPEC, 0, 1)).manifest()
+    settings = config.from_dict(
+        {"method": method, "statistics": {"prior": prior}, "burst": {"guard": False}}, base=SHORT
+    )
+    manifest = _session(settings).online(Slice(SPEC)).manifest()
     assert manifest.class_weight == (None if left is None else pytest.approx(left))
     assert manifest.provenance["method"] == method
     assert manifest.provenance["frames"] == 6
+
+
+def test_manifest_of_a_burst_under_a_strong_shift_keeps_the_class_weights() -> None:
+    settings = config.from_dict({"burst": {"guard": False}}, base=SHORT)
+    manifest = _session(settings).offline(learn=Slice(SPEC), measure=Slice(SPEC, 0, 1)).manifest()
+    assert manifest.class_weight == MANIFEST.class_weight
 
 
 class _Killed(Exception):

@@ -1,0 +1,184 @@
+"""The stream's guard: the source near home, the stream's own network away from it, a fresh start between the two."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edge_sfda.adapt.adapter import Adapter
+from edge_sfda.adapt.run import learn_online
+from edge_sfda.adapt.stream_guard import StreamGuard
+from edge_sfda.config import AdaptConfig, from_dict
+from edge_sfda.nets.normalisation import estimate, observe
+
+Make = Callable[..., Any]
+
+
+class Plain(nn.Module):
+    """One BatchNorm layer, which sees what comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x)
+        return out
+
+
+def _frame(shift: float, seed: int) -> Tensor:
+    return torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(seed)) + shift
+
+
+def _see(guard: StreamGuard, net: nn.Module, shift: float, seed: int = 0) -> bool:
+    with guard.looking():
+        observe(net, _frame(shift, seed), momentum=0.5)
+    return guard.look()
+
+
+def test_first_frame_begins_the_stream_and_a_shift_leaves_home() -> None:
+    net = Plain().eval()
+    guard = StreamGuard(net)
+    assert guard.at_home
+    assert _see(guard, net, 3.0)
+    assert not _see(guard, net, 3.0, seed=1)
+    assert not guard.at_home
+    assert guard.distance == pytest.approx(9, rel=0.3)  # nats: the square of three deviations
+
+
+def test_coming_home_is_seen_at_once_and_begins_anew_at_the_second_frame() -> None:
+    net = Plain().eval()
+    guard = StreamGuard(net)
+    for seed in range(6):
+        _see(guard, net, 3.0, seed)
+    assert not guard.at_home
+    assert not _see(guard, net, 0.0, 6)
+    assert guard.at_home
+    assert _see(guard, net, 0.0, 7)
+
+
+def test_a_single_odd_frame_begins_nothing_anew() -> None:
+    net = Plain().eval()
+    guard = StreamGuard(net)
+    for seed in range(6):
+        _see(guard, net, 3.0, seed)
+    assert not _see(guard, net, 0.0, 6)
+    assert not _see(guard, net, 3.0, 7)
+    assert not guard.at_home
+    assert not _see(guard, net, 0.0, 8)
+
+
+def test_source_counts_as_more_frames_the_nearer_the_stream_is() -> None:
+    net = Plain().eval()
+    guard = StreamGuard(net)
+    assert guard.source_frames(4) == 10  # nothing is known yet
+    _see(guard, net, 0.0)
+    assert guard.source_frames(4) == 10
+    guard.distance = 0.2
+    assert guard.source_frames(4) == pytest.approx(5)
+    guard.distance = 3.0
+    assert guard.source_frames(4) == 4
+
+
+def test_network_without_batch_norm_has_no_home() -> None:
+    net = nn.Conv2d(3, 3, 1)
+    guard = StreamGuard(net)
+    with guard.looking():
+        net(_frame(0.0, 0))
+    assert not guard.look()
+    assert not guard.at_home
+
+
+def test_state_goes_on_where_it_was() -> None:
+    net = Plain().eval()
+    guard, other = StreamGuard(net), StreamGuard(Plain())
+    for seed in range(6):
+        _see(guard, net, 3.0, seed)
+    _see(guard, net, 0.0, 6)
+    other.load_state(guard.state())
+    assert (other.at_home, other.distance) == (True, guard.distance)
+    other._layer = net.norm
+    assert _see(other, net, 0.0, 7)
+
+
+@pytest.fixture
+def bright(make_frames: Make) -> list[Tensor]:
+    made: list[Tensor] = make_frames(12)
+    return made
+
+
+@pytest.fixture
+def stream(make_toy: Make, make_manifest: Make, bright: list[Tensor]) -> Callable[..., Adapter]:
+    """Return a function that makes a method over a source of bright frames, on a stream that has begun."""
+
+    def make(**burst: Any) -> Adapter:
+        net = make_toy()
+        config = from_dict({"burst": {"rate": 1e-2, "frozen_stride": 0} | burst}, base=AdaptConfig())
+        method = Adapter(net, make_manifest(class_weight=(1.0, 2.0, 3.0, 4.0)), config)
+        estimate(net, [method.normaliser(torch.stack(bright))], blend=1.0)
+        method.begin(())
+        return method
+
+    return make
+
+
+def _dark(frames: list[Tensor]) -> list[Tensor]:
+    return [frame // 8 for frame in frames]
+
+
+def _parameters(net: nn.Module) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in net.parameters()]
+
+
+def _equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
+
+
+def test_stream_uses_what_it_learnt_away_from_home_and_the_source_back_there(
+    stream: Callable[..., Adapter], bright: list[Tensor]
+) -> None:
+    method = stream()
+    source, fresh = _parameters(method.deployed), _parameters(method.net)
+    assert method.deployed is method.home
+    for frame in _dark(bright[:6]):
+        learn_online(method, frame)
+    assert method.deployed is method.teacher.net
+    assert not _equal(_parameters(method.teacher.net), fresh)
+    learn_online(method, bright[6])
+    assert method.deployed is method.home
+    assert _equal(_parameters(method.deployed), source)
+    method.observe(bright[7][None])  # the second in a row
+    assert _equal(_parameters(method.net), fresh)
+    assert _equal(_parameters(method.teacher.net), fresh)
+    assert method.teacher.updates == 0
+    assert torch.isfinite(method.step(bright[7][None]).loss)
+
+
+def test_without_the_guard_a_stream_never_goes_home(stream: Callable[..., Adapter], bright: list[Tensor]) -> None:
+    method = stream(guard=False)
+    for frame in _dark(bright[:4]) + bright[4:8]:
+        learn_online(method, frame)
+        assert method.deployed is method.teacher.net
+    assert method.teacher.updates == 8
+
+
+def test_saved_stream_goes_on_bit_for_bit_over_a_fresh_start(
+    stream: Callable[..., Adapter], bright: list[Tensor]
+) -> None:
+    whole, first, second = stream(), stream(), stream()
+    frames = _dark(bright[:5]) + bright[5:9]
+    for frame in frames:
+        learn_online(whole, frame)
+    for frame in frames[:6]:  # one bright frame: the next begins anew
+        learn_online(first, frame)
+    second.load_state(first.state())
+    assert second.deployed is second.home
+    for frame in frames[6:]:
+        learn_online(second, frame)
+    assert _equal(_parameters(second.teacher.net), _parameters(whole.teacher.net))
+    assert _equal(list(second.net.buffers()), list(whole.net.buffers()))
+    assert whole.teacher.updates == 1  # at home each frame begins anew
