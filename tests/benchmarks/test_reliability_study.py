@@ -63,7 +63,7 @@ def test_area_within_classes_does_not_see_what_lies_between_them() -> None:
     assert row["auroc_within"] is None
 
 
-def test_looking_changes_nothing_and_finds_errors_at_the_drawn_pixels() -> None:
+def test_looking_changes_nothing_and_finds_errors_at_the_drawn_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
     net, manifest = load(MODEL)
     pair = scene("dusk", 43)
     method = run.make(net, manifest, configs.from_dict({"reliability": {"warm_up": 2}, "statistics": {"frames": 4}}))
@@ -81,6 +81,10 @@ def test_looking_changes_nothing_and_finds_errors_at_the_drawn_pixels() -> None:
     assert seen["weight"].max() <= 1
     order = np.corrcoef(seen["weight"], seen["confidence"])[0, 1]  # it is confidence, and more
     assert 0.5 < order < 0.999
+    # it is made of this view and this r, and read at the same pixels
+    monkeypatch.setattr("reliability_study.combined", lambda view, r: r * view.confidence)
+    product = looked_at(method, manifest, pair, [50, 60])
+    np.testing.assert_allclose(product["weight"], seen["r"] * seen["confidence"], rtol=1e-6)
     rows = [{"at": "step 1", **row} for row in judge(seen)]
     assert {row["detector"] for row in rows} >= {"r", "weight", "confidence", "flip"}
     assert all(row["auroc"] > 0.5 for row in rows)
