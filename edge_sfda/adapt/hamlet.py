@@ -13,7 +13,7 @@ from edge_sfda.adapt.state import State
 from edge_sfda.config import AdaptConfig
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
-from edge_sfda.nets.normalisation import batch_norms, divergence, running
+from edge_sfda.nets.normalisation import batch_norms, divergence, moments, running
 
 
 class Hamlet(ThresholdTeacher):
@@ -69,7 +69,6 @@ class Hamlet(ThresholdTeacher):
 
     @torch.no_grad()
     def _listen(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen = inputs[0].float()
-        distance = divergence(seen.mean((0, 2, 3)), seen.var((0, 2, 3)), *self.usual)
+        distance = divergence(*moments(inputs[0]), *self.usual)
         self.farthest = torch.maximum(self.farthest, distance)
         self.reach = self.least + (1 - self.least) * distance / self.farthest.clamp(min=1e-12)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_sfda.adapt.state import State
-from edge_sfda.nets.normalisation import batch_norms, divergence, running
+from edge_sfda.nets.normalisation import batch_norms, divergence, moments, running
 
 _NEAR = 10.0  # frames that the source counts as near it: with 4 a stream by day lost .7 points
 _PATIENCE = 2  # frames in a row nearer to the source that begin the stream anew: a single one may be a glare
@@ -84,6 +84,5 @@ class StreamGuard:
     @torch.no_grad()
     def _listen(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert self._layer is not None, "it is what listens"
-        seen = inputs[0].float()
-        moments = seen.mean((0, 2, 3)), seen.var((0, 2, 3))
-        self._seen = torch.stack([divergence(*moments, *known) for known in (self._source, running(self._layer))])
+        seen = moments(inputs[0])
+        self._seen = torch.stack([divergence(*seen, *known) for known in (self._source, running(self._layer))])

@@ -109,6 +109,12 @@ def observe(net: nn.Module, x: Tensor, *, momentum: float) -> None:
         net(x)
 
 
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance, float32 [C] each, of what a layer sees, [B, C, H, W]."""
+    seen = x.float()
+    return seen.mean((0, 2, 3)), seen.var((0, 2, 3))
+
+
 def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor) -> Tensor:
     """Return Jeffreys' divergence in nats of normal distributions, [C] each: its mean over channels, a scalar."""
     var, other_var = var.clamp(min=1e-6), other_var.clamp(min=1e-6)
