@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 
 import torch
@@ -64,15 +63,14 @@ class Adapter(Method):
         self.share = 1.0  # of the burst, to be deployed
         self.steps = 0
         self.online = False
-        self.home: SegmentationNet | None = None  # the source network itself, on a stream
-        self.stream_guard: StreamGuard | None = None
+        self.stream_guard: StreamGuard | None = None  # of a stream alone
         self._fresh: guard.State = {}  # what a stream begins with
 
     @property
     def deployed(self) -> SegmentationNet:
         """The teacher, the average of the burst so far; the source, while a stream is at home (`stream_guard`)."""
-        if self.home is not None and self.stream_guard is not None and self.stream_guard.at_home:
-            return self.home
+        if self.stream_guard is not None and self.stream_guard.at_home:
+            return self.stream_guard.source
         return self.teacher.net
 
     @property
@@ -104,19 +102,14 @@ class Adapter(Method):
                     self._weigh(view)
 
     def observe(self, frames: Tensor) -> None:
-        """See `Method.observe`; then use the source where the frames lie nearer to it, and begin anew where that lasts.
+        """See `Method.observe`; uses the source where the frames lie nearer to it, and begins anew where that lasts.
 
         Raises:
             FrameError: see `step`.
         """
-        if self.stream_guard is None:
-            super().observe(frames)
-            return
-        with self.stream_guard.looking():
-            super().observe(frames)
-        if self.stream_guard.look():
+        if self.stream_guard is not None and self.stream_guard.look(self._input(frames)):
             self._restart()
-            super().observe(frames)
+        super().observe(frames)
 
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W].
@@ -212,7 +205,6 @@ class Adapter(Method):
     def _begin_stream(self) -> None:
         self.online = True
         if self.config.burst.guard:
-            self.home = copy.deepcopy(self.teacher.net)
             self.stream_guard = StreamGuard(self.net)
         for net in (self.net, self.teacher.net):
             undo_class_weight(net, self.manifest, share=self.config.statistics.prior)

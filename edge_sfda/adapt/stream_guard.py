@@ -8,16 +8,16 @@ still lie nearer to the stream is what running statistics are for. Found on the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_sfda.adapt.state import State
-from edge_sfda.nets.normalisation import batch_norms, divergence, moments, running
+from edge_sfda.nets.contract import SegmentationNet
+from edge_sfda.nets.normalisation import batch_norms, divergence, given_to, moments, running
 
-_NEAR = 10.0  # frames that the source counts as near it: with 4 a stream by day lost .7 points
+_NEAR = 10.0  # frames that the source counts as near it: as few as far from it did harm by day
 _PATIENCE = 2  # frames in a row nearer to the source that begin the stream anew: a single one may be a glare
 
 
@@ -25,43 +25,38 @@ class StreamGuard:
     """Watches a network that learns from a stream; a network without BatchNorm has nothing to tell by.
 
     Args:
-        net: with the source's statistics still.
+        net: the source still; it is what will learn, and a copy is kept.
 
     Attributes:
+        source: the network to use at home.
         distance: in nats a channel, of the last frame from the source; None before there was one.
         at_home: the last frame lay nearer to the source, or there was none yet.
     """
 
-    def __init__(self, net: nn.Module) -> None:
-        self._layer = next(iter(batch_norms(net)), None)
-        self._source = () if self._layer is None else tuple(value.clone() for value in running(self._layer))
-        self._seen: Tensor | None = None  # the last frame's distance from the source and from the stream, [2]
+    def __init__(self, net: SegmentationNet) -> None:
+        self.source: SegmentationNet = copy.deepcopy(net).eval().requires_grad_(False)
         self.distance: float | None = None
-        self.at_home = self._layer is not None
+        self._net = net
+        self._layers = tuple(layers[0] for layers in map(batch_norms, (self.source, net)) if layers)
+        self.at_home = len(self._layers) > 0
         self._in_a_row = 0
 
-    @contextmanager
-    def looking(self) -> Iterator[None]:
-        """In the body the network sees one batch of the stream, and its statistics have not moved towards it before."""
-        if self._layer is None:
-            yield
-            return
-        # while it lasts: a hook that stayed would be copied with every copy of the network, and this object with it
-        listening = self._layer.register_forward_pre_hook(self._listen)
-        try:
-            yield
-        finally:
-            listening.remove()
+    @torch.no_grad()
+    def look(self, x: Tensor) -> bool:
+        """Look at frames before they are taken in; returns whether the stream is to begin anew, as with its first.
 
-    def look(self) -> bool:
-        """Take in what was seen; returns whether the stream is to begin anew, as with its first frame.
+        Runs the network up to its first normalised layer, and waits for the device: the frame is predicted on the
+        host's word.
 
-        Waits for the device: the frame after this one is predicted on the host's word.
+        Args:
+            x: normalised frames, float [B, 3, H, W].
         """
-        if self._seen is None:
+        if not self._layers:
             return False
         first = self.distance is None
-        self.distance, from_stream = self._seen.tolist()
+        seen = moments(given_to(self._layers[-1], self._net, x))
+        distances = torch.stack([divergence(*seen, *running(layer)) for layer in self._layers])
+        self.distance, from_stream = distances.tolist()
         self.at_home = self.distance < from_stream
         self._in_a_row = self._in_a_row + 1 if self.at_home else 0
         return first or self._in_a_row >= _PATIENCE
@@ -71,7 +66,7 @@ class StreamGuard:
         return max(least, min(_NEAR, 1 / max(self.distance or 0.0, 1e-6)))
 
     def state(self) -> State:
-        """Return what the next frame is held against besides the network."""
+        """Return what the next frame is held against besides the networks."""
         return State(facts={"at_home": self.at_home, "in_a_row": self._in_a_row, "distance": self.distance})
 
     def load_state(self, state: State) -> None:
@@ -80,9 +75,3 @@ class StreamGuard:
         self._in_a_row = int(state.fact("in_a_row"))
         distance = state.fact("distance")
         self.distance = None if distance is None else float(distance)
-
-    @torch.no_grad()
-    def _listen(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert self._layer is not None, "it is what listens"
-        seen = moments(inputs[0])
-        self._seen = torch.stack([divergence(*seen, *known) for known in (self._source, running(self._layer))])

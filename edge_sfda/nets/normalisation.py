@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from edge_sfda.errors import FrameError
+from edge_sfda.errors import FrameError, NetError
 
 
 def batch_norms(net: nn.Module) -> list[_BatchNorm]:
@@ -107,6 +107,32 @@ def observe(net: nn.Module, x: Tensor, *, momentum: float) -> None:
     """
     with _collecting(net, momentum):
         net(x)
+
+
+class _SeenError(Exception):
+    """Carries what a layer is given out of a forward that is cut short."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+@torch.no_grad()
+def given_to(layer: nn.Module, net: nn.Module, x: Tensor) -> Tensor:
+    """Return what `layer` of `net` is given for the input `x`; what lies behind it does not run."""
+
+    def stop(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        raise _SeenError(inputs[0])
+
+    # while it lasts: a hook that stayed would be copied with every copy of the network
+    stopping = layer.register_forward_pre_hook(stop)
+    try:
+        net(x)
+    except _SeenError as seen:
+        return seen.x
+    finally:
+        stopping.remove()
+    raise NetError(f"{type(layer).__name__} of {type(net).__name__} takes no part in its forward")
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,21 +13,15 @@ from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.run import learn_online
 from edge_sfda.adapt.stream_guard import StreamGuard
 from edge_sfda.config import AdaptConfig, from_dict
-from edge_sfda.nets.normalisation import estimate, observe
+from edge_sfda.errors import NetError
+from edge_sfda.nets.normalisation import estimate, given_to, observe
 
 Make = Callable[..., Any]
 
 
-class Plain(nn.Module):
-    """One BatchNorm layer, which sees what comes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm2d(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(x)
-        return out
+def _plain() -> Any:
+    """Return a network of one BatchNorm layer, which is given what comes."""
+    return nn.Sequential(nn.BatchNorm2d(3)).eval()
 
 
 def _frame(shift: float, seed: int) -> Tensor:
@@ -35,13 +29,13 @@ def _frame(shift: float, seed: int) -> Tensor:
 
 
 def _see(guard: StreamGuard, net: nn.Module, shift: float, seed: int = 0) -> bool:
-    with guard.looking():
-        observe(net, _frame(shift, seed), momentum=0.5)
-    return guard.look()
+    anew = guard.look(_frame(shift, seed))
+    observe(net, _frame(shift, seed), momentum=0.5)
+    return anew
 
 
 def test_first_frame_begins_the_stream_and_a_shift_leaves_home() -> None:
-    net = Plain().eval()
+    net = _plain()
     guard = StreamGuard(net)
     assert guard.at_home
     assert _see(guard, net, 3.0)
@@ -51,7 +45,7 @@ def test_first_frame_begins_the_stream_and_a_shift_leaves_home() -> None:
 
 
 def test_coming_home_is_seen_at_once_and_begins_anew_at_the_second_frame() -> None:
-    net = Plain().eval()
+    net = _plain()
     guard = StreamGuard(net)
     for seed in range(6):
         _see(guard, net, 3.0, seed)
@@ -62,7 +56,7 @@ def test_coming_home_is_seen_at_once_and_begins_anew_at_the_second_frame() -> No
 
 
 def test_a_single_odd_frame_begins_nothing_anew() -> None:
-    net = Plain().eval()
+    net = _plain()
     guard = StreamGuard(net)
     for seed in range(6):
         _see(guard, net, 3.0, seed)
@@ -73,7 +67,7 @@ def test_a_single_odd_frame_begins_nothing_anew() -> None:
 
 
 def test_source_counts_as_more_frames_the_nearer_the_stream_is() -> None:
-    net = Plain().eval()
+    net = _plain()
     guard = StreamGuard(net)
     assert guard.source_frames(4) == 10  # nothing is known yet
     _see(guard, net, 0.0)
@@ -85,23 +79,40 @@ def test_source_counts_as_more_frames_the_nearer_the_stream_is() -> None:
 
 
 def test_network_without_batch_norm_has_no_home() -> None:
-    net = nn.Conv2d(3, 3, 1)
+    net: Any = nn.Conv2d(3, 3, 1)
     guard = StreamGuard(net)
-    with guard.looking():
-        net(_frame(0.0, 0))
-    assert not guard.look()
+    assert not guard.look(_frame(0.0, 0))
     assert not guard.at_home
 
 
+def test_looking_runs_what_lies_before_the_first_normalised_layer_and_no_more() -> None:
+    class Behind(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("runs")
+
+    net: Any = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), Behind()).eval()
+    guard = StreamGuard(net)
+    before = [value.clone() for value in net.state_dict().values()]
+    assert guard.look(_frame(0.0, 0))
+    assert guard.distance is not None
+    assert all(torch.equal(value, old) for value, old in zip(net.state_dict().values(), before, strict=True))
+    assert not net[1]._forward_pre_hooks
+
+
+def test_layer_that_takes_no_part_is_named() -> None:
+    net = nn.Sequential(nn.Identity())
+    with pytest.raises(NetError, match="BatchNorm2d of Sequential takes no part"):
+        given_to(nn.BatchNorm2d(3), net, _frame(0.0, 0))
+
+
 def test_state_goes_on_where_it_was() -> None:
-    net = Plain().eval()
-    guard, other = StreamGuard(net), StreamGuard(Plain())
+    net = _plain()
+    guard, other = StreamGuard(net), StreamGuard(net)
     for seed in range(6):
         _see(guard, net, 3.0, seed)
     _see(guard, net, 0.0, 6)
     other.load_state(guard.state())
     assert (other.at_home, other.distance) == (True, guard.distance)
-    other._layer = net.norm
     assert _see(other, net, 0.0, 7)
 
 
@@ -130,6 +141,11 @@ def _dark(frames: list[Tensor]) -> list[Tensor]:
     return [frame // 8 for frame in frames]
 
 
+def _home(method: Adapter) -> nn.Module:
+    assert method.stream_guard is not None, "it is on a stream"
+    return method.stream_guard.source
+
+
 def _parameters(net: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in net.parameters()]
 
@@ -143,13 +159,13 @@ def test_stream_uses_what_it_learnt_away_from_home_and_the_source_back_there(
 ) -> None:
     method = stream()
     source, fresh = _parameters(method.deployed), _parameters(method.net)
-    assert method.deployed is method.home
+    assert method.deployed is _home(method)
     for frame in _dark(bright[:6]):
         learn_online(method, frame)
     assert method.deployed is method.teacher.net
     assert not _equal(_parameters(method.teacher.net), fresh)
     learn_online(method, bright[6])
-    assert method.deployed is method.home
+    assert method.deployed is _home(method)
     assert _equal(_parameters(method.deployed), source)
     method.observe(bright[7][None])  # the second in a row
     assert _equal(_parameters(method.net), fresh)
@@ -176,7 +192,7 @@ def test_saved_stream_goes_on_bit_for_bit_over_a_fresh_start(
     for frame in frames[:6]:  # one bright frame: the next begins anew
         learn_online(first, frame)
     second.load_state(first.state())
-    assert second.deployed is second.home
+    assert second.deployed is _home(second)
     for frame in frames[6:]:
         learn_online(second, frame)
     assert _equal(_parameters(second.teacher.net), _parameters(whole.teacher.net))
