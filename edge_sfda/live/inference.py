@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
-
-import numpy as np
 
 from edge_sfda.data.frames import Frame
 from edge_sfda.errors import FrameError
 from edge_sfda.live.capture import Capture
 from edge_sfda.live.events import Events
 from edge_sfda.live.status import STALE_S, Latest, LoopStatus, Phase
+from edge_sfda.live.tempo import Tempo
 from edge_sfda.runtime.predict import Segmentation, Segmenter
 
 _TAKE_S = 0.1  # that it waits for a frame before it looks after the rest
-_LATENCIES = 512
 _NAN = float("nan")
 
 
@@ -44,16 +41,12 @@ class Inference:
         self._fault = ""
         self._stale = True
         self._last_at = clock()
-        self._times: deque[float] = deque(maxlen=_LATENCIES)  # ms
-        self._arrivals: deque[float] = deque(maxlen=64)
+        self._tempo = Tempo()
         self._confidence = _NAN
 
     def status(self) -> LoopStatus:
         """Return a snapshot; from any thread."""
         with self._lock:
-            times = np.fromiter(self._times, float) if self._times else np.array([_NAN])
-            p50, p99 = (float(q) for q in np.percentile(times, (50, 99)))
-            span = self._arrivals[-1] - self._arrivals[0] if len(self._arrivals) > 1 else 0.0
             return LoopStatus(
                 phase=Phase.OFF,
                 detail=f"frames are {self._fault}" if self._fault else "inference only",
@@ -61,8 +54,8 @@ class Inference:
                 steps=0,
                 generation=0,
                 frames=self._frames,
-                fps=(len(self._arrivals) - 1) / span if span > 0 else 0.0,
-                latency_ms=(p50, p99),
+                fps=self._tempo.fps,
+                latency_ms=self._tempo.latency_ms,
                 confidence=self._confidence,
                 doubt=_NAN,
                 reliability=_NAN,
@@ -112,8 +105,7 @@ class Inference:
             self._frames += 1
             self._fault = fault
             self._last_at = now
-            self._times.append(1e3 * (now - start))
-            self._arrivals.append(now)
+            self._tempo.predicted(start, now)
             if found.confidence is not None:
                 self._confidence = float(found.confidence[::8, ::8].mean())
         if self._stale:

@@ -28,6 +28,7 @@ from edge_sfda.live.events import Events
 from edge_sfda.live.exchange import MODEL, Exchange, artefact_of
 from edge_sfda.live.job import CHECKPOINT, FIRST, ONNX, Failed, Job, Judged, Look, Step
 from edge_sfda.live.status import STALE_S, Latest, LoopStatus, Phase
+from edge_sfda.live.tempo import Tempo
 from edge_sfda.live.worker import Worker
 from edge_sfda.manifest import Manifest
 from edge_sfda.runtime.predict import Segmentation, Segmenter
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from edge_sfda.adapt.probes import Probes
 
 _TAKE_S = 0.1  # that the loop waits for a frame before it looks after the rest
-_LATENCIES = 512
 _SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
 _RECALLS = 3  # times that the source is asked for after a change of the stream, while probes show too little
 _RECALL_PROBES = 4  # more of them, each time
@@ -131,8 +131,7 @@ class Loop:
         self._frames = 0
         self._stale = True
         self._taken_at = clock()
-        self._times: deque[float] = deque(maxlen=_LATENCIES)  # of predictions, ms
-        self._arrivals: deque[float] = deque(maxlen=64)
+        self._tempo = Tempo()
         self._confidence = _NAN
         self._dominant: deque[float] = deque(maxlen=config.watch_after)  # largest share of a class
         self._guarded = 0  # frames for which a swap may still be taken back
@@ -142,9 +141,6 @@ class Loop:
     def status(self) -> LoopStatus:
         """Return a snapshot; from any thread."""
         with self._lock:
-            times = np.fromiter(self._times, float) if self._times else np.array([_NAN])
-            p50, p99 = (float(q) for q in np.percentile(times, (50, 99)))
-            span = self._arrivals[-1] - self._arrivals[0] if len(self._arrivals) > 1 else 0.0
             return LoopStatus(
                 phase=self._phase,
                 detail=self._detail,
@@ -152,8 +148,8 @@ class Loop:
                 steps=self._step.of,
                 generation=self._generation.number,
                 frames=self._frames,
-                fps=(len(self._arrivals) - 1) / span if span > 0 else 0.0,
-                latency_ms=(p50, p99),
+                fps=self._tempo.fps,
+                latency_ms=self._tempo.latency_ms,
                 confidence=self._confidence,
                 doubt=self._trigger.score,
                 reliability=self._step.reliability,
@@ -252,8 +248,7 @@ class Loop:
         with self._lock:
             self._latest = latest
             self._frames += 1
-            self._times.append(1e3 * (now - start))
-            self._arrivals.append(now)
+            self._tempo.predicted(start, now)
         on_frame(latest, found)
         if self._phase is not Phase.OFF:
             self._learn_about(latest)
