@@ -2,6 +2,7 @@
 
     python benchmarks/peers.py --tune                                       # rates, on the scene's street 7
     python benchmarks/peers.py --jobs 2                                     # the scene: offline, online, continual
+    python benchmarks/peers.py --seconds --jobs 2                           # offline: steps that take equally long
     python benchmarks/peers.py --pair dusk --data DIR --source CHECKPOINT   # CamVid: offline, online
 
     offline     a burst on the first half of a drive, mIoU on the second
@@ -71,14 +72,16 @@ class Task:
     segment: int
 
 
-def variants(steps: int, rates: dict[tuple[str, str], float], protocol: str) -> dict[str, AdaptConfig]:
-    """Return every configuration by name, with the same number of steps and the tuned rates."""
+def variants(
+    steps: int, rates: dict[tuple[str, str], float], protocol: str, costs: dict[str, float] | None = None
+) -> dict[str, AdaptConfig]:
+    """Return every configuration by name, with the tuned rates and `steps` steps, or as many as cost the same."""
     named = {method: configs.preset(method) for method in configs.METHODS}
     named["bn-mix"] = configs.from_dict({"method": "bn", "statistics": {"blend": 0.75}})
     named["stvm-literal"] = configs.from_dict(_LITERAL)
     found = {}
     for name, config in named.items():
-        burst = dataclasses.replace(config.burst, steps=steps)
+        burst = dataclasses.replace(config.burst, steps=round(steps / (costs or {}).get(name, 1.0)))
         rate = rates.get((protocol, name))
         if rate is not None and protocol == "offline":
             burst = dataclasses.replace(burst, rate=rate)
@@ -106,6 +109,25 @@ def measure(task: Task) -> dict[str, Any]:
         go = pairs.offline if task.protocol == "offline" else pairs.online
         row |= pair.scores(go(method, manifest, pair))
     return row | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def step_costs(configs_by_name: dict[str, AdaptConfig], source: Path, turns: int = 12) -> dict[str, float]:
+    """Return the seconds of a step of each method in those of ours: medians of steps taken in turn, on one thread."""
+    torch.set_num_threads(1)
+    methods, times = {}, {}
+    for name, config in configs_by_name.items():
+        net, manifest = load(source)
+        frames = pairs.scene("dusk", _TUNING["street"]).learn(manifest)[: config.burst.batch]
+        method = run.make(net, manifest, config)
+        method.begin(frames)
+        methods[name], times[name] = (method, torch.stack(frames)), list[float]()
+    for _ in range(turns):
+        for name, (method, batch) in methods.items():
+            start = time.perf_counter()
+            method.step(batch)
+            times[name].append(time.perf_counter() - start)
+    ours = np.median(times["stvm"])
+    return {name: float(np.median(taken) / ours) if methods[name][0].trains else 1.0 for name, taken in times.items()}
 
 
 def continual(method: run.Method, source: Predictor, task: Task) -> dict[str, Any]:
@@ -145,8 +167,9 @@ def segment(domain: str, street: int, index: int, frames: int) -> Iterator[tuple
 
 def tasks(args: argparse.Namespace, rates: dict[tuple[str, str], float]) -> Iterator[Task]:
     """Yield what the command line asks for."""
+    costs = step_costs(variants(args.steps, rates, "offline"), args.source) if args.seconds else None
     for protocol in args.protocols:
-        for name, config in variants(args.steps, rates, protocol).items():
+        for name, config in variants(args.steps, rates, protocol, costs).items():
             if args.methods and name not in args.methods:
                 continue
             for seed in args.seeds[:1] if name in _FIXED or protocol == "continual" else args.seeds:
@@ -188,7 +211,8 @@ def table(results: list[dict[str, Any]]) -> str:
         mine = [r for r in results if r["protocol"] == protocol]
         source = {(r["pair"], r["street"]): r for r in mine if r["method"] == "none"}
         extra = ["least margin", "worst segment"] if protocol == "continual" else ["worst against source", "rare"]
-        lines += [f"| {protocol} | mIoU | {' | '.join(extra)} | seconds |", "|---" * 5 + "|"]
+        extra += ["steps"] if len({r["steps"] for r in mine}) > 1 else []
+        lines += [f"| {protocol} | mIoU | {' | '.join(extra)} | seconds |", "|---" * (len(extra) + 3) + "|"]
         order = sorted(dict.fromkeys(r["method"] for r in mine), key=lambda name: -_mean(mine, name, "miou"))
         for method in order:
             if protocol == "continual":
@@ -196,6 +220,8 @@ def table(results: list[dict[str, Any]]) -> str:
             else:
                 changes = [r["miou"] - source[r["pair"], r["street"]]["miou"] for r in mine if r["method"] == method]
                 cells = [f"{min(changes):+.3f}", f"{_mean(mine, method, 'rare'):.3f}"]
+            if "steps" in extra:
+                cells.append(f"{_mean(mine, method, 'steps'):.0f}")
             cells = [f"{_mean(mine, method, 'miou'):.3f}", *cells, f"{_mean(mine, method, 'seconds'):.0f}"]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
@@ -242,9 +268,11 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=configs.AdaptConfig().burst.steps, help="of every burst")
+    unlike = parser.add_mutually_exclusive_group()
+    unlike.add_argument("--tune", action="store_true", help="find the peers' rates")
+    unlike.add_argument("--seconds", action="store_true", help="offline: as many steps as take the seconds of ours")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--segment", type=int, default=30, help="frames of one season of a round")
-    parser.add_argument("--tune", action="store_true", help="find the peers' rates")
     parser.add_argument("--factors", nargs="+", type=float, default=[0.3, 1.0, 3.0], help="of a preset's rate, to try")
     parser.add_argument("--append", action="store_true", help="keep the rows of earlier runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
@@ -252,14 +280,16 @@ def main() -> None:
     if args.pair != "scene" and args.data is None:
         parser.error("--pair of CamVid needs --data")
     if args.protocols is None:
-        args.protocols = ["offline", "online", *(["continual"] if args.pair == "scene" else [])]
+        args.protocols = (
+            ["offline"] if args.seconds else ["offline", "online", *(["continual"] if args.pair == "scene" else [])]
+        )
     wanted = list(tuning(args) if args.tune else tasks(args, _rates()))
     results = []
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(measure, task) for task in wanted]:
             results.append(future.result())
             print(results[-1], flush=True)
-    name = "peers_tuning" if args.tune else f"peers_{args.pair.replace('-', '_')}"
+    name = f"peers_{'tuning' if args.tune else args.pair.replace('-', '_')}{'_seconds' if args.seconds else ''}"
     path = rows.write(name, results, append=args.append)
     print(path)
     print(_rates() if args.tune else table(rows.read(path)))  # all of them: a gain is over the source's row

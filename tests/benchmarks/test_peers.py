@@ -48,8 +48,21 @@ def test_every_method_is_there_with_the_same_number_of_steps_and_its_tuned_rate(
     assert (online.rate, online.online_share) == (0.25, 1.0)
 
 
+def test_equal_seconds_are_more_steps_of_what_costs_less() -> None:
+    found = variants(100, {}, "offline", {"tent": 0.8, "stvm": 1.0, "cotta": 3.0})
+    assert [found[name].burst.steps for name in ("stvm", "tent", "cotta")] == [100, 125, 33]
+
+
+def test_step_costs_are_in_steps_of_ours() -> None:
+    chosen = variants(1, {}, "offline")
+    costs = peers.step_costs({name: chosen[name] for name in ("stvm", "none", "tent")}, MODEL, turns=2)
+    assert costs["stvm"] == costs["none"] == 1.0  # none takes none
+    assert costs["tent"] > 0
+
+
 def _row(method: str, pair: str, miou: float, **more: Any) -> dict[str, Any]:
-    return {"protocol": "offline", "method": method, "pair": pair, "miou": miou, "rare": 0.25, "seconds": 2.0} | more
+    row = {"protocol": "offline", "method": method, "pair": pair, "street": 43, "steps": 100}
+    return row | {"miou": miou, "rare": 0.25, "seconds": 2.0} | more
 
 
 def test_rate_with_the_best_mean_is_chosen_and_serves_the_continual_stream() -> None:
@@ -67,3 +80,16 @@ def test_table_shows_the_worst_change_of_any_pair_and_seed() -> None:
     lines = table(rows).splitlines()
     assert lines[2] == "| tent | 0.450 | -0.050 | 0.250 | 2 |"
     assert lines[3] == "| none | 0.400 | +0.000 | 0.250 | 2 |"
+
+
+def test_gain_is_over_the_source_on_the_same_street() -> None:
+    rows = [_row("none", "dusk", 0.3), _row("none", "dusk", 0.6, street=53)]
+    rows += [_row("tent", "dusk", 0.5), _row("tent", "dusk", 0.7, street=53)]
+    assert table(rows).splitlines()[2] == "| tent | 0.600 | +0.100 | 0.250 | 2 |"
+
+
+def test_table_tells_steps_where_they_differ() -> None:
+    lines = table([_row("none", "dusk", 0.3), _row("tent", "dusk", 0.5, steps=125)]).splitlines()
+    assert lines[0] == "| offline | mIoU | worst against source | rare | steps | seconds |"
+    assert lines[1] == "|---|---|---|---|---|---|"
+    assert lines[2] == "| tent | 0.500 | +0.200 | 0.250 | 125 | 2 |"
