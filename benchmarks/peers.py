@@ -284,13 +284,14 @@ def main() -> None:
             ["offline"] if args.seconds else ["offline", "online", *(["continual"] if args.pair == "scene" else [])]
         )
     wanted = list(tuning(args) if args.tune else tasks(args, _rates()))
-    results = []
+    name = f"peers_{'tuning' if args.tune else args.pair.replace('-', '_')}{'_seconds' if args.seconds else ''}"
+    path, append = rows.RESULTS / f"{name}.jsonl", args.append
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(measure, task) for task in wanted]:
-            results.append(future.result())
-            print(results[-1], flush=True)
-    name = f"peers_{'tuning' if args.tune else args.pair.replace('-', '_')}{'_seconds' if args.seconds else ''}"
-    path = rows.write(name, results, append=args.append)
+            row = future.result()
+            rows.write(name, [row], append=append)  # as they come: hours of work must not hang on the last one
+            append = True
+            print(row, flush=True)
     print(path)
     print(_rates() if args.tune else table(rows.read(path)))  # all of them: a gain is over the source's row
 
