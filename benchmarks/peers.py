@@ -264,7 +264,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=[], help="only these")
     parser.add_argument("--domains", nargs="+", default=list(DOMAINS))
     parser.add_argument(
-        "--streets", nargs="+", type=int, default=[43, 53, 61, 71], help="seeds of streets that no choice was made on"
+        "--streets", nargs="+", type=int, default=[43], help="seeds of the street; no choice was made on 43, 53, 61"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=configs.AdaptConfig().burst.steps, help="of every burst")
@@ -274,6 +274,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--segment", type=int, default=30, help="frames of one season of a round")
     parser.add_argument("--factors", nargs="+", type=float, default=[0.3, 1.0, 3.0], help="of a preset's rate, to try")
+    parser.add_argument("--name", help="of the results; of what is measured when absent")
     parser.add_argument("--append", action="store_true", help="keep the rows of earlier runs")
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     args = parser.parse_args()
@@ -284,7 +285,8 @@ def main() -> None:
             ["offline"] if args.seconds else ["offline", "online", *(["continual"] if args.pair == "scene" else [])]
         )
     wanted = list(tuning(args) if args.tune else tasks(args, _rates()))
-    name = f"peers_{'tuning' if args.tune else args.pair.replace('-', '_')}{'_seconds' if args.seconds else ''}"
+    usual = f"peers_{'tuning' if args.tune else args.pair.replace('-', '_')}{'_seconds' if args.seconds else ''}"
+    name = args.name or usual
     path, append = rows.RESULTS / f"{name}.jsonl", args.append
     with ProcessPoolExecutor(args.jobs, mp_context=get_context("spawn")) as pool:
         for future in [pool.submit(measure, task) for task in wanted]:
