@@ -17,6 +17,7 @@ from edge_sfda.adapt.teacher import TeacherView
 from edge_sfda.config import ReliabilityConfig
 from edge_sfda.ops.proxy_similarity import metric_loss, reliability
 
+_DEAD = 1e-4  # spread of a channel up to which it says nothing
 _PULL = 0.25  # share of reliability's log odds
 _AROUND = 5  # pixels a side, of the logits
 
@@ -53,8 +54,12 @@ class MetricNetwork(nn.Module):
 
     @torch.no_grad()
     def standardise(self, rows: Tensor) -> None:
-        """Set the channels' mean and scale from raw rows [N, F_total], once, before training."""
-        self.scale.copy_(rows.std(0).clamp(min=1e-4).reciprocal())
+        """Set the channels' mean and scale from raw rows [N, F_total], once, before training.
+
+        A channel that is dead in them is left out: wherever it comes to life, its true scale is not known.
+        """
+        spread = rows.std(0)
+        self.scale.copy_(torch.where(spread > _DEAD, spread.clamp(min=_DEAD).reciprocal(), 0.0))
         self.mean.copy_(rows.mean(0))
 
     def forward(self, rows: Tensor) -> Tensor:

@@ -142,6 +142,17 @@ def test_first_features_set_the_scale_of_the_channels_for_good() -> None:
     assert torch.equal(r.net.scale, before[1])
 
 
+def test_channel_that_is_dead_at_first_says_nothing_when_it_comes_to_life() -> None:
+    r = _reliability()
+    (first,), label = _toy(0)
+    first[:, 3] = 2.0
+    r.score((first,), label)
+    alive = first.clone()
+    alive[:, 3] += torch.rand(alive[:, 3].shape)
+    assert torch.equal(r.net.stack((alive,)), r.net.stack((first,)))
+    assert torch.equal(r.score((alive,), label), r.score((first,), label))
+
+
 def test_channel_without_variation_does_no_harm() -> None:
     r = _reliability()
     (first,), label = _toy(0)
