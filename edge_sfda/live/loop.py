@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +35,7 @@ from edge_sfda.runtime.predict import Segmentation, Segmenter
 
 if TYPE_CHECKING:
     from edge_sfda.adapt.probes import Probes
+    from edge_sfda.live.home import Home
 
 _TAKE_S = 0.1  # that the loop waits for a frame before it looks after the rest
 _SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
@@ -125,6 +126,8 @@ class Loop:
         self._sense_at = 0.0
         self._candidate: Judged | None = None
         self._change: Exchange | None = None  # of the network in use, under way
+        self._home: Home | None = None  # once another network than the source has been in use
+        self._leave: Callable[[], None] = lambda: None  # what `_home` is to do once the change is made
         self._generation = generations.newest()
         self._source = next(g for g in generations.all() if g.number == 0)  # stays; all are read and verified for it
         self._latest: Latest | None = None
@@ -213,6 +216,7 @@ class Loop:
             DataError: a recording cannot be read further. A camera is tried again for ever.
         """
         self.events.tell("started", mode=self.config.mode, generation=self._generation.number)
+        self._leave_home(self._generation)()
         try:
             while not self._stopping.is_set():
                 on_turn()
@@ -286,15 +290,41 @@ class Loop:
 
     def _on_change(self, change: Change) -> None:
         self.events.tell(change.value, spreads=self._trigger.score)
-        if change is Change.SHIFT_FOUND and self._phase is Phase.WATCHING:
-            self._collect("a shift was found", shifted=True)
-        elif change is Change.SHIFT_FOUND and self._phase is Phase.ADAPTING and not self._gave_up:
+        if change is Change.SHIFT_FOUND:
+            self._on_shift("a shift was found")
+
+    def _on_shift(self, why: str) -> None:
+        if self._phase is Phase.WATCHING:
+            self._collect(why, shifted=True)
+        elif self._phase is Phase.ADAPTING and not self._gave_up:
             self._gave_up = True  # the burst learns what is no more
             self._end_worker()
             self._set(Phase.WATCHING, "the burst was given up: the stream has changed")
-            self._collect("a shift was found during the burst", shifted=True)
-        elif change is Change.SHIFT_FOUND and self._phase is Phase.ADAPTING:
+            self._collect(f"{why} during the burst", shifted=True)
+        elif self._phase is Phase.ADAPTING:
             self._shift_since = True  # a stream that never rests must not keep every burst from its end
+
+    def _go_home(self) -> None:
+        """Use the source at once: frames lie where it was trained. What a burst makes of it here is judged as ever."""
+        reason = "frames lie much nearer to the source than to what is in use"
+        self.events.tell("came home", generation=self._generation.number)
+        self._on_shift("the stream came home")
+        self._recall = 0  # nobody needs to be asked
+        if self._job is not None and self._job.recall:
+            self._end_worker()
+        self._swap_beside(lambda: self._keep_source({"accepted": "source", "reason": reason}), reason)
+
+    def _leave_home(self, generation: Generation) -> Callable[[], None]:
+        """Read what frames are held against while a generation is in use; returns what makes it so, once it is."""
+        if self.config.mode != "auto" or (self._home is None and generation.number == 0):
+            return lambda: None
+        if self._home is None:
+            from edge_sfda.live.home import Home
+            from edge_sfda.nets import load
+
+            self._home = Home(*load(self._source.checkpoint, allow=self.place.net))
+        home, statistics = self._home, self._home.statistics_of(generation.checkpoint)
+        return lambda: home.leave(statistics)
 
     def _collect(self, why: str, *, shifted: bool = False) -> None:
         if self._phase in (Phase.OFF, Phase.ADAPTING):
@@ -319,6 +349,9 @@ class Loop:
         import torch
 
         x = to_input(image, self.manifest.preprocessing)
+        if self._home is not None and self._change is None and self._phase is not Phase.PAUSED and self._home.look(x):
+            self._home.leave(None)  # asked once, whatever comes of it
+            self._go_home()
         if not self._probes.offer(torch.from_numpy(x)):
             self._learn.append(x)
 
@@ -402,7 +435,7 @@ class Loop:
                     self._step = message
                     self._look = message.look or self._look
             elif isinstance(message, Judged) and message.files == FIRST:
-                self._swap_beside(message)
+                self._take_up(message)
             else:
                 self._end_worker()
                 if self._job is not None and self._job.recall:
@@ -494,23 +527,21 @@ class Loop:
             return
         if not judged.decision.get("evidence"):
             self._recall = 0
-        self._swap_beside(judged)
+        self._take_up(judged)
 
-    def _swap_beside(self, judged: Judged) -> None:
+    def _take_up(self, judged: Judged) -> None:
         """Deploy what was accepted while a burst is under way or its frames are collected; that goes on."""
         self.events.tell("judged", **judged.decision)
-        if judged.accepted == "deployed":
-            return
+        if judged.accepted != "deployed":
+            self._swap_beside(lambda: self._keep(judged), judged.reason, fitted=self._fitted)
 
+    def _swap_beside(self, choose: Callable[[], Generation], reason: str, *, fitted: Signals | None = None) -> None:
         def taken(generation: Generation) -> None:
             self._guarded = self.config.watch_after
-            self.events.tell("swapped", generation=generation.number, reason=judged.reason)
+            self.events.tell("swapped", generation=generation.number, reason=reason)
 
         self._begin_change(
-            lambda: self._keep(judged),
-            taken,
-            lambda error: self.events.tell("refused", why=f"not deployed: {error}"),
-            fitted=self._fitted,
+            choose, taken, lambda error: self.events.tell("refused", why=f"not deployed: {error}"), fitted=fitted
         )
 
     def _end_worker(self) -> None:
@@ -543,15 +574,21 @@ class Loop:
         from edge_sfda import checkpoint
 
         if judged.accepted == "source":
-            source = self._source
-            path, manifest, model = source.checkpoint, source.manifest, source.path / MODEL
-        else:
-            files = self.place.folder / "candidate" / judged.files
-            path, model = files.with_suffix(CHECKPOINT), files.with_suffix(ONNX)
-            manifest = Manifest.from_json(judged.manifest)
-        extra = {MODEL: model.read_bytes()} if model.exists() and (judged.onnx or judged.accepted == "source") else {}
-        state = checkpoint.load(path).state
-        return self.generations.accept(state, manifest, report=judged.decision, files=extra)
+            return self._keep_source(judged.decision)
+        files = self.place.folder / "candidate" / judged.files
+        path, model = files.with_suffix(CHECKPOINT), files.with_suffix(ONNX)
+        extra = {MODEL: model.read_bytes()} if model.exists() and judged.onnx else {}
+        manifest = Manifest.from_json(judged.manifest)
+        return self.generations.accept(checkpoint.load(path).state, manifest, report=judged.decision, files=extra)
+
+    def _keep_source(self, report: Mapping[str, object]) -> Generation:
+        """Let the source be the newest generation."""
+        from edge_sfda import checkpoint
+
+        source, model = self._source, self._source.path / MODEL
+        extra = {MODEL: model.read_bytes()} if model.exists() else {}
+        state = checkpoint.load(source.checkpoint).state
+        return self.generations.accept(state, source.manifest, report=report, files=extra)
 
     def _roll_back(self, steps: int, why: str) -> None:
         def taken(generation: Generation) -> None:
@@ -576,8 +613,14 @@ class Loop:
         From then on the stream is held against the signals `fitted`, of the frames that it is for, where known.
         A recording that is taken as fast as it goes waits for it: each of its frames is due to the newest network.
         """
+
+        def chosen() -> Generation:
+            generation = choose()
+            self._leave = self._leave_home(generation)
+            return generation
+
         self._look_after_change(wait=True)  # one after the other
-        self._change = Exchange(self.segmenter, choose, taken, failed)
+        self._change = Exchange(self.segmenter, chosen, taken, failed)
         self._next_home = fitted
         if self.capture.pace is Pace.FAST:
             self._look_after_change(wait=True)
@@ -592,6 +635,7 @@ class Loop:
         except (EdgeSfdaError, OSError) as error:
             change.failed(error)
             return
+        self._leave()
         self._dominant.clear()
         self._generation = generation
         self._ask_in = self._asked = 0

@@ -16,7 +16,7 @@ import torch
 from edge_sfda import checkpoint
 from edge_sfda.adapt.trigger import Change
 from edge_sfda.config import GateConfig, TriggerConfig
-from edge_sfda.data.frames import Frame
+from edge_sfda.data.frames import Frame, to_input
 from edge_sfda.data.sources import open_source
 from edge_sfda.files import write_atomic
 from edge_sfda.live.capture import CaptureStatus, Pace, Seen
@@ -24,6 +24,8 @@ from edge_sfda.live.job import CHECKPOINT, FIRST, LAST, Failed, Job, Judged, Ste
 from edge_sfda.live.loop import Loop
 from edge_sfda.live.status import Latest, Phase
 from edge_sfda.nets import load
+from edge_sfda.nets.inference import Normaliser
+from edge_sfda.nets.normalisation import estimate
 
 Make = Callable[..., Any]
 
@@ -485,6 +487,82 @@ def test_source_is_asked_where_another_network_was_deployed_by_the_loop(
     loop._generation = replace(loop._generation, number=number, report={"accepted": accepted})
     loop._collect("a shift was found")
     assert bool(loop._recall) == asks
+
+
+def _foggy(job: Job) -> Judged:
+    """Write a candidate that is fitted to fog, whatever the job's frames show."""
+    net, manifest = load(job.source)
+    with open_source("scene:fog?frames=4&seed=7") as street:
+        frames = torch.stack([torch.from_numpy(to_input(f.image, manifest.preprocessing)) for f in street])
+    estimate(net, [Normaliser(manifest.preprocessing, torch.device("cpu"))(frames)], blend=1.0)
+    saved = checkpoint.save(job.folder / f"{LAST}{CHECKPOINT}", net.state_dict(), manifest.derive(kind="adapted"))
+    return Judged("adapted", "it is better", {"accepted": "adapted"}, 2, saved.to_json(), False, LAST)
+
+
+def test_stream_that_comes_home_uses_the_source_at_once_and_learns_anew(make_loop: Make) -> None:
+    fakes = Fakes([_foggy], [])
+    run = make_loop("scene:day?frames=90&fps=5&seed=5", worker=fakes, gate=GATE)
+    source = run.loop.segmenter.info.checkpoint_sha256
+    used = []
+    _run(run, lambda loop, count: used.append(loop.segmenter.info.checkpoint_sha256))
+    foggy = [number for number, network in enumerate(used) if network != source]
+    assert len(foggy) == foggy[-1] - foggy[0] + 1 == 9  # three looks, each of every third frame
+    assert used[-1] == source
+    newest = run.generations.newest()
+    assert (newest.number, newest.report["accepted"]) == (2, "source")
+    kinds = run.kinds()
+    assert kinds.count("came home") == 1
+    assert kinds.count("swapped") == 2
+    assert [e["detail"] for e in run.told if e.get("phase") == "collecting"] == ["the stream came home"]
+    assert [fake.job.recall for fake in fakes.made] == [False, False]  # nobody needs to be asked
+    assert fakes.made[1].job.deployed == newest.checkpoint
+
+
+def test_run_that_is_taken_up_again_knows_what_is_in_use(make_loop: Make) -> None:
+    run = make_loop("scene:day?frames=12&fps=5&seed=5", worker=Fakes(), gate=GATE)
+    run.loop._generation = run.loop._keep(_foggy(run.loop._make_job(recall=True)))
+    _run(run)
+    assert run.kinds().count("came home") == 1
+    assert run.loop.status().generation == 2
+
+
+def test_question_to_the_source_under_way_is_dropped_at_home(make_loop: Make) -> None:
+    fakes = Fakes([_foggy], [])
+    run = make_loop("scene:day?frames=90&fps=5&seed=5", worker=fakes, gate=GATE)
+
+    def look(loop: Loop, count: int) -> None:
+        if loop.status().generation == 1 and loop.status().phase is Phase.WATCHING:
+            loop._on_change(Change.SHIFT_FOUND)
+            loop._recall_at = 1
+
+    _run(run, look)
+    assert [fake.job.recall for fake in fakes.made] == [False, True, False]
+    assert fakes.made[1].stopped
+    assert run.loop.status().generation == 2
+
+
+@pytest.mark.parametrize("mode", ["shadow", "recommend"])
+def test_nobody_goes_home_where_a_person_decides(mode: str, make_loop: Make) -> None:
+    def look(loop: Loop, count: int) -> None:
+        if loop.status().phase is Phase.RECOMMENDING:
+            loop.accept()
+
+    run = make_loop("scene:day?frames=90&fps=5&seed=5", worker=Fakes([_foggy]), gate=GATE, mode=mode)
+    _run(run, look)
+    assert "came home" not in run.kinds()
+    assert run.loop.status().generation == (1 if mode == "recommend" else 0)
+
+
+def test_nobody_goes_home_during_a_pause(make_loop: Make) -> None:
+    run = make_loop("scene:day?frames=90&fps=5&seed=5", worker=Fakes([_foggy]), gate=GATE)
+
+    def look(loop: Loop, count: int) -> None:
+        if loop.status().generation == 1 and loop.status().phase is Phase.WATCHING:
+            loop.pause()
+
+    _run(run, look)
+    assert "came home" not in run.kinds()
+    assert run.loop.status().generation == 1
 
 
 def test_burst_that_takes_too_much_memory_is_given_up(make_loop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
