@@ -19,11 +19,9 @@ from edge_sfda.nets.inference import Normaliser
 from edge_sfda.nets.normalisation import batch_norms, divergence, given_to, moments, running
 
 _EVERY = 2  # frames: the first layer of a network costs a few milliseconds on a CPU
-_PATIENCE = 2  # looks in a row: one may be a glare, and a second of an hour that is over costs a point of a minute
+_PATIENCE = 2  # looks in a row: a single one may be a glare
 _MUCH = 0.5  # of the distance to the network in use, that the one to the source is to stay below
-_FAR = (
-    0.2  # nats a channel, that the network in use is to be away: what is fitted to a mild shift can wait for the gate
-)
+_FAR = 0.2  # nats a channel, that the network in use is to be away: a mild shift can wait for the gate
 
 Statistics = tuple[Tensor, Tensor]
 

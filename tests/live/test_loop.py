@@ -526,7 +526,8 @@ def test_run_that_is_taken_up_again_knows_what_is_in_use(make_loop: Make) -> Non
     assert run.loop.status().generation == 2
 
 
-def test_question_to_the_source_under_way_is_dropped_at_home(make_loop: Make) -> None:
+def test_question_to_the_source_under_way_is_dropped_at_home(make_loop: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge_sfda.live.home._EVERY", 8)  # the first probe comes sooner
     fakes = Fakes([_foggy], [])
     run = make_loop("scene:day?frames=90&fps=5&seed=5", worker=fakes, gate=GATE)
 
