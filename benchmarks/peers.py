@@ -18,6 +18,7 @@ by reliability alone, patches by reliability, the average deployed.
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import itertools
 import time
@@ -209,7 +210,8 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = []
     for protocol in dict.fromkeys(r["protocol"] for r in results):
         mine = [r for r in results if r["protocol"] == protocol]
-        source = {(r["pair"], r["street"]): r for r in mine if r["method"] == "none"}
+        source = {(r["pair"], r["street"]): r["miou"] for r in mine if r["method"] == "none"}
+        source = collections.defaultdict(lambda: np.nan, source)  # where it was not measured, no gain is known
         extra = ["least margin", "worst segment"] if protocol == "continual" else ["worst against source", "rare"]
         extra += ["steps"] if len({r["steps"] for r in mine}) > 1 else []
         lines += [f"| {protocol} | mIoU | {' | '.join(extra)} | seconds |", "|---" * (len(extra) + 3) + "|"]
@@ -218,7 +220,7 @@ def table(results: list[dict[str, Any]]) -> str:
             if protocol == "continual":
                 cells = [f"{_mean(mine, method, key):+.3f}" for key in ("least_margin", "worst_segment")]
             else:
-                changes = [r["miou"] - source[r["pair"], r["street"]]["miou"] for r in mine if r["method"] == method]
+                changes = [r["miou"] - source[r["pair"], r["street"]] for r in mine if r["method"] == method]
                 cells = [f"{min(changes):+.3f}", f"{_mean(mine, method, 'rare'):.3f}"]
             if "steps" in extra:
                 cells.append(f"{_mean(mine, method, 'steps'):.0f}")

@@ -93,3 +93,7 @@ def test_table_tells_steps_where_they_differ() -> None:
     assert lines[0] == "| offline | mIoU | worst against source | rare | steps | seconds |"
     assert lines[1] == "|---|---|---|---|---|---|"
     assert lines[2] == "| tent | 0.500 | +0.200 | 0.250 | 125 | 2 |"
+
+
+def test_gain_is_unknown_where_the_source_was_not_measured() -> None:
+    assert table([_row("tent", "dusk", 0.5)]).splitlines()[2] == "| tent | 0.500 | +nan | 0.250 | 2 |"
