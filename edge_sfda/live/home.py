@@ -6,6 +6,7 @@ The gate takes seconds to tell, for it judges masks on probes; where frames lie 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser
 from edge_sfda.nets.normalisation import batch_norms, divergence, given_to, moments, running
 
-_EVERY = 2  # frames: the first layer of a network costs a few milliseconds on a CPU
+_EVERY_S = 0.2  # seconds of the stream: on a CPU the first layer costs a tenth of the network
 _PATIENCE = 2  # looks in a row: a single one may be a glare
 _MUCH = 0.5  # of the distance to the network in use, that the one to the source is to stay below
 _FAR = 0.2  # nats a channel, that the network in use is to be away: a mild shift can wait for the gate
@@ -42,7 +43,8 @@ class Home:
         self._layer = next(iter(batch_norms(net)), None)
         self._name = next((name for name, module in net.named_modules() if module is self._layer), "")
         self._in_use: Statistics | None = None
-        self._frames = self._in_a_row = 0
+        self._last = -math.inf  # second of the stream, of the last look
+        self._in_a_row = 0
 
     def statistics_of(self, path: Path) -> Statistics | None:
         """Return what frames are held against while a checkpoint is in use; None: nothing, as for the source itself.
@@ -67,20 +69,21 @@ class Home:
     def leave(self, statistics: Statistics | None) -> None:
         """Hold frames against these from now on; another network is in use."""
         self._in_use = statistics
-        self._frames = self._in_a_row = 0
+        self._last, self._in_a_row = -math.inf, 0
 
     @torch.no_grad()
-    def look(self, x: U8) -> bool:
+    def look(self, x: U8, at: float) -> bool:
         """Take in the next frame; returns whether the stream has been home for some frames.
 
         Args:
             x: uint8 RGB [3, H, W] of the network's input size.
+            at: when it was taken, in seconds of any clock; a recording may begin anew.
         """
         if self._in_use is None or self._layer is None:
             return False
-        self._frames += 1
-        if self._frames % _EVERY:
+        if 0 <= at - self._last < _EVERY_S - 1e-3:  # less a millisecond: 5 frames a second are looked at, each
             return False
+        self._last = at
         seen = moments(given_to(self._layer, self._net, self._normaliser(torch.from_numpy(x)[None])))
         here, there = divergence(*seen, *running(self._layer)), divergence(*seen, *self._in_use)
         nearer = float(here) < _MUCH * float(there) and float(there) > _FAR

@@ -20,7 +20,7 @@ import numpy as np
 from edge_sfda.adapt.generations import Generation, Generations
 from edge_sfda.adapt.trigger import Change, Signals, Trigger, cool_down, describe
 from edge_sfda.config import AdaptConfig, LiveConfig
-from edge_sfda.data.frames import U8, to_input
+from edge_sfda.data.frames import U8, Frame, to_input
 from edge_sfda.errors import EdgeSfdaError
 from edge_sfda.live.budget import Budget
 from edge_sfda.live.capture import Capture, Pace, Seen
@@ -280,7 +280,7 @@ class Loop:
         counts = np.bincount(latest.mask[::4, ::4].reshape(-1), minlength=1)
         self._dominant.append(float(counts.max() / counts.sum()))
         self._watch_swap()
-        self._put_by(latest.frame.image)
+        self._put_by(latest.frame)
         if self._phase in (Phase.COLLECTING, Phase.WAITING) and self._worker is None:
             if self._recall:
                 if len(self._probes) >= self._recall_at:
@@ -345,11 +345,12 @@ class Loop:
             self._shift_since = False
             self._collect("a shift was found during the burst", shifted=True)
 
-    def _put_by(self, image: U8) -> None:
+    def _put_by(self, frame: Frame) -> None:
         import torch
 
-        x = to_input(image, self.manifest.preprocessing)
-        if self._home is not None and self._change is None and self._phase is not Phase.PAUSED and self._home.look(x):
+        x = to_input(frame.image, self.manifest.preprocessing)
+        may_change = self._change is None and self._phase is not Phase.PAUSED
+        if self._home is not None and may_change and self._home.look(x, frame.captured_at):
             self._home.leave(None)  # asked once, whatever comes of it
             self._go_home()
         if not self._probes.offer(torch.from_numpy(x)):

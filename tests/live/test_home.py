@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ Make = Callable[..., Any]
 State = dict[str, Tensor]
 
 MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
-LOOKS = 4  # frames: two looks, each of every second one
+LOOKS = 3  # frames of 10 a second: two looks, at every second one
 HOME, AWAY = 180.0, 60.0  # of light, grey levels
 
 
@@ -53,8 +54,8 @@ def saved(tmp_path: Path) -> Make:
     return make
 
 
-def _asks(home: Home, light: float) -> list[int]:
-    return [number for number, x in enumerate(_frames(light), 1) if home.look(x)]
+def _asks(home: Home, light: float, *, gap: float = 0.1, at: float = 0.0) -> list[int]:
+    return [number for number, x in enumerate(_frames(light), 1) if home.look(x, at + number * gap)]
 
 
 def test_home_is_seen_at_the_second_look_and_nowhere_else(saved: Make) -> None:
@@ -67,8 +68,9 @@ def test_home_is_seen_at_the_second_look_and_nowhere_else(saved: Make) -> None:
 def test_a_glare_is_no_home(saved: Make) -> None:
     home, path = saved(AWAY)
     home.leave(home.statistics_of(path))
+    clock = itertools.count(step=0.1)
     for bright, dark in zip(_frames(HOME), _frames(AWAY), strict=True):
-        assert not any(home.look(x) for x in (bright, bright, dark, dark))
+        assert not any(home.look(x, next(clock)) for x in (bright, bright, dark, dark))
 
 
 def test_mild_shift_is_no_home(saved: Make) -> None:
@@ -104,9 +106,23 @@ def test_nothing_is_told_where_the_first_layers_are_not_the_source_s(
 def test_change_of_the_network_in_use_begins_to_count_anew(saved: Make) -> None:
     home, path = saved(AWAY)
     home.leave(home.statistics_of(path))
-    for x in list(_frames(HOME))[: LOOKS - 1]:
-        assert not home.look(x)
+    for number, x in enumerate(list(_frames(HOME))[: LOOKS - 1]):
+        assert not home.look(x, 0.1 * number)
     home.leave(home.statistics_of(path))
+    assert _asks(home, HOME, at=1.0)[0] == LOOKS
+
+
+@pytest.mark.parametrize(("gap", "frames"), [(0.033, 8), (0.1, 3), (0.2, 2), (1.0, 2)])
+def test_looks_are_taken_by_the_stream_s_own_time(gap: float, frames: int, saved: Make) -> None:
+    home, path = saved(AWAY)
+    home.leave(home.statistics_of(path))
+    assert _asks(home, HOME, gap=gap)[0] == frames
+
+
+def test_recording_that_begins_anew_is_looked_at(saved: Make) -> None:
+    home, path = saved(AWAY)
+    home.leave(home.statistics_of(path))
+    assert _asks(home, AWAY, at=100.0) == []
     assert _asks(home, HOME)[0] == LOOKS
 
 
