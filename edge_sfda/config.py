@@ -86,7 +86,7 @@ class ReliabilityConfig:
 class MixingConfig:
     """Metric-based online ClassMix, MOCM (the paper's idea, our sampling rule)."""
 
-    enabled: bool = False  # as in the paper, but with entropy's share it costs .2 on the scene
+    enabled: bool = False  # as in the paper, but with entropy's share it costs a little
     memory: int = 16  # donors kept, as uint8 frames: 16 x 0.5 MB at 360x480
     fraction: float = 0.5  # share of the donor's classes pasted, drawn with probability growing with reliability
 
