@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import os
 import platform
@@ -13,8 +14,12 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 
 
+@functools.cache
 def conditions() -> dict[str, Any]:
-    """Return machine, versions and commit: what a number means nothing without."""
+    """Return machine, versions and commit: what a number means nothing without.
+
+    Taken once a process, before its first rows are written: those would make the commit look changed.
+    """
     import numpy
     import torch
 

@@ -107,9 +107,10 @@ class Adapter(Method):
         Raises:
             FrameError: see `step`.
         """
-        if self.stream_guard is not None and self.stream_guard.look(self._input(frames)):
+        x = self._input(frames)
+        if self.stream_guard is not None and self.stream_guard.look(x):
             self._restart()
-        super().observe(frames)
+        self._take_in(x)
 
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W].

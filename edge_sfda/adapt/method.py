@@ -81,7 +81,7 @@ class Method(abc.ABC):
 
     def observe(self, frames: Tensor) -> None:
         """Take in the statistics of a stream's next frames, uint8 RGB [B, 3, H, W], before they are learned from."""
-        self._observe_statistics(frames, blend=self.config.statistics.blend)
+        self._take_in(self._input(frames))
 
     def finish(self) -> None:
         """Do what comes after the last step.
@@ -131,12 +131,12 @@ class Method(abc.ABC):
         batches = [picked[i : i + size] for i in range(0, count - size + 1, size)]
         return [self._input(stack(batch).to(self.device)) for batch in batches]
 
-    def _observe_statistics(self, frames: Tensor, *, blend: float) -> None:
-        """Move the statistics towards a stream's next frames; the source's count as the first few frames."""
+    def _take_in(self, x: Tensor) -> None:
+        """Move the statistics towards normalised frames of a stream; the source's count as the first few frames."""
         floor = 0.01
-        momentum = max(1 / (self._observed + self._source_frames()), floor) * blend
+        momentum = max(1 / (self._observed + self._source_frames()), floor) * self.config.statistics.blend
         if momentum > 0:
-            observe(self.net, self._input(frames), momentum=momentum)
+            observe(self.net, x, momentum=momentum)
         self._observed += 1
 
     def _source_frames(self) -> float:

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import copy
 
-import torch
 from torch import Tensor
 
 from edge_sfda.adapt.state import State
 from edge_sfda.nets.contract import SegmentationNet
-from edge_sfda.nets.normalisation import batch_norms, divergence, given_to, moments, running
+from edge_sfda.nets.normalisation import batch_norms, distances, running
 
 _NEAR = 10.0  # frames that the source counts as near it: as few as far from it did harm by day
 _PATIENCE = 2  # frames in a row nearer to the source that begin the stream anew: a single one may be a glare
@@ -41,7 +40,6 @@ class StreamGuard:
         self.at_home = len(self._layers) > 0
         self._in_a_row = 0
 
-    @torch.no_grad()
     def look(self, x: Tensor) -> bool:
         """Look at frames before they are taken in; returns whether the stream is to begin anew, as with its first.
 
@@ -54,9 +52,7 @@ class StreamGuard:
         if not self._layers:
             return False
         first = self.distance is None
-        seen = moments(given_to(self._layers[-1], self._net, x))
-        distances = torch.stack([divergence(*seen, *running(layer)) for layer in self._layers])
-        self.distance, from_stream = distances.tolist()
+        self.distance, from_stream = distances(self._layers[-1], self._net, x, *map(running, self._layers))
         self.at_home = self.distance < from_stream
         self._in_a_row = self._in_a_row + 1 if self.at_home else 0
         return first or self._in_a_row >= _PATIENCE

@@ -17,7 +17,7 @@ from edge_sfda.data.frames import U8
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.inference import Normaliser
-from edge_sfda.nets.normalisation import batch_norms, divergence, given_to, moments, running
+from edge_sfda.nets.normalisation import batch_norms, distances, running
 
 _EVERY_S = 0.2  # seconds of the stream: on a CPU the first layer costs a tenth of the network
 _PATIENCE = 2  # looks in a row: a single one may be a glare
@@ -71,7 +71,6 @@ class Home:
         self._in_use = statistics
         self._last, self._in_a_row = -math.inf, 0
 
-    @torch.no_grad()
     def look(self, x: U8, at: float) -> bool:
         """Take in the next frame; returns whether the stream has been home for some frames.
 
@@ -84,8 +83,7 @@ class Home:
         if 0 <= at - self._last < _EVERY_S - 1e-3:  # less a millisecond: 5 frames a second are looked at, each
             return False
         self._last = at
-        seen = moments(given_to(self._layer, self._net, self._normaliser(torch.from_numpy(x)[None])))
-        here, there = divergence(*seen, *running(self._layer)), divergence(*seen, *self._in_use)
-        nearer = float(here) < _MUCH * float(there) and float(there) > _FAR
-        self._in_a_row = self._in_a_row + 1 if nearer else 0
+        frame = self._normaliser(torch.from_numpy(x)[None])
+        here, there = distances(self._layer, self._net, frame, running(self._layer), self._in_use)
+        self._in_a_row = self._in_a_row + 1 if here < _MUCH * there and there > _FAR else 0
         return self._in_a_row >= _PATIENCE

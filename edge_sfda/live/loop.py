@@ -216,8 +216,8 @@ class Loop:
             DataError: a recording cannot be read further. A camera is tried again for ever.
         """
         self.events.tell("started", mode=self.config.mode, generation=self._generation.number)
-        self._leave_home(self._generation)()
         try:
+            self._leave_home(self._generation)()
             while not self._stopping.is_set():
                 on_turn()
                 seen = self.capture.take(_TAKE_S)

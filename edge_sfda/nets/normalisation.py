@@ -148,6 +148,17 @@ def divergence(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor)
     return 0.5 * ((var + square) / other_var + (other_var + square) / var - 2).mean()
 
 
+@torch.no_grad()
+def distances(layer: nn.Module, net: nn.Module, x: Tensor, *known: tuple[Tensor, Tensor]) -> list[float]:
+    """Return how far what `layer` of `net` is given for `x` lies from each known mean and variance, in nats a channel.
+
+    Runs the network up to that layer, and waits for the device.
+    """
+    seen = moments(given_to(layer, net, x))
+    found: list[float] = torch.stack([divergence(*seen, *statistics) for statistics in known]).tolist()
+    return found
+
+
 def share_statistics(net: nn.Module, owner: nn.Module) -> None:
     """Let `net` read the running statistics of `owner`: one set of tensors for student and teacher.
 

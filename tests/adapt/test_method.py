@@ -26,9 +26,6 @@ class Still(Method):
     def begin(self, frames: Any) -> None:
         self._begin_statistics(frames, blend=1.0)
 
-    def observe(self, frames: Tensor) -> None:
-        self._observe_statistics(frames, blend=1.0)
-
     def step(self, frames: Tensor) -> StepReport:
         self._input(frames)
         return StepReport(torch.zeros(()))
