@@ -48,7 +48,7 @@ _FIXED = ("none", "bn", "bn-mix")  # no draws: one seed says it all
 _LITERAL = {
     "burst": {
         "rate": 3e-5, "affine_only": False, "batch_statistics": False, "entropy": 0.0, "guard": False,
-        "frozen_stride": 0, "batch": 2, "weight_decay": 0.0,
+        "class_floor": 0.0, "batch": 2, "weight_decay": 0.0,
     },
     "statistics": {"prior": 0.0},
     "reliability": {"confidence": False},

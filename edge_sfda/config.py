@@ -128,7 +128,8 @@ class BurstConfig:
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
     entropy: float = 0.9  # share of the student's own entropy in the loss, of every pixel alike
     guard: bool = True  # the source, or a mix with it, where it fits the target (adapt/guard.py, stream_guard.py)
-    frozen_stride: int = 2  # encoder layers up to this stride keep theirs: +0.0, and they cost a sixth of the step
+    class_floor: float = 0.85  # least share that a class keeps of what step 0 predicted of it (adapt/class_floor.py)
+    frozen_stride: int = 0  # encoder layers up to this stride keep theirs; 2 saves a sixth of a step, and .4 points
     scale: float = 1.0  # of a frame's sides within a step; .5 costs a quarter, and statistics still see whole frames
     online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
 
@@ -139,6 +140,7 @@ class BurstConfig:
         _check("burst.rate", self.rate, 0, 1)
         _check("burst.weight_decay", self.weight_decay, 0, 1)
         _check("burst.entropy", self.entropy, 0, 1)
+        _check("burst.class_floor", self.class_floor, 0, 1)
         _check("burst.frozen_stride", self.frozen_stride, 0, 32)
         _check("burst.scale", self.scale, 0.25, 1)
         _check("burst.online_share", self.online_share, 0, 1)
@@ -288,7 +290,7 @@ def preset(method: str) -> AdaptConfig:
             view=ViewConfig(strength=1.0, crop=0.65),
             mixing=MixingConfig(enabled=True),
             burst=BurstConfig(
-                rate=3e-5, affine_only=False, batch_statistics=False, entropy=0.0, guard=False, frozen_stride=0
+                rate=3e-5, affine_only=False, batch_statistics=False, entropy=0.0, guard=False, class_floor=0.0
             ),
         )
     return base

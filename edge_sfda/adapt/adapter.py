@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from edge_sfda.adapt import guard
 from edge_sfda.adapt import state as states
+from edge_sfda.adapt.class_floor import ClassFloor
 from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
@@ -61,6 +62,7 @@ class Adapter(Method):
         self.usual_weight = torch.full((), torch.nan, device=self.device)
         self.source: guard.State = {}
         self.share = 1.0  # of the burst, to be deployed
+        self.floor: ClassFloor | None = None  # of a burst under a strong shift
         self.steps = 0
         self.online = False
         self.stream_guard: StreamGuard | None = None  # of a stream alone
@@ -94,10 +96,16 @@ class Adapter(Method):
             self.share = guard.fit_statistics(self.net, self._batches(frames), blend=blend)
         else:
             super().begin(frames)
-        if self.reliability is not None:
-            batches = self._batches(frames)
-            for index, batch in enumerate(batches):
-                view = self.teacher.predict(batch)  # once a batch: the teacher stands still here
+        if self.config.burst.class_floor > 0 and self.share == 1:
+            self.floor = self._make_floor()
+        if self.floor is None and self.reliability is None:
+            return
+        batches = self._batches(frames)
+        for index, batch in enumerate(batches):
+            view = self.teacher.predict(batch)  # once a batch: the teacher stands still here
+            if self.floor is not None:
+                self.floor.look(view.probs)
+            if self.reliability is not None:
                 for _ in range(index, self.config.reliability.warm_up, len(batches)):
                     self._weigh(view)
 
@@ -163,7 +171,13 @@ class Adapter(Method):
         own = State(
             # NaN until the first step: no file takes it
             {} if bool(self.usual_weight.isnan()) else {"usual_weight": self.usual_weight},
-            {"steps": self.steps, "online": self.online, "share": self.share, "begun": len(self.source) > 0},
+            {
+                "steps": self.steps,
+                "online": self.online,
+                "share": self.share,
+                "begun": len(self.source) > 0,
+                "floor": self.floor is not None,
+            },
         )
         parts = {
             "adapter": own,
@@ -174,6 +188,8 @@ class Adapter(Method):
         }
         if self.reliability is not None:
             parts["reliability"] = self.reliability.state()
+        if self.floor is not None:
+            parts["floor"] = self.floor.state()
         if self.stream_guard is not None:
             parts["stream_guard"] = self.stream_guard.state()
         return super().state().joined(**parts)
@@ -194,6 +210,9 @@ class Adapter(Method):
         states.into_optimizer(self.optimizer, state.part("optimizer"))
         if self.reliability is not None:
             self.reliability.load_state(state.part("reliability"))
+        if own.fact("floor"):
+            self.floor = self._make_floor()
+            self.floor.load_state(state.part("floor"))
         self.steps, self.online = int(own.fact("steps")), bool(own.fact("online"))
         self.share = float(own.fact("share"))
         if "usual_weight" in own.tensors:
@@ -245,7 +264,10 @@ class Adapter(Method):
         loss = weighted_cross_entropy(logits, label, weight) if share < 1 else logits.new_zeros(())
         if share > 0:
             loss = (1 - share) * loss + share * entropy(logits).mean()
-        return loss
+        return loss if self.floor is None else loss + self.floor.penalty(logits)
+
+    def _make_floor(self) -> ClassFloor:
+        return ClassFloor(self.manifest, self.config.burst.class_floor, device=self.device)
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weight of each pixel, float [B, h, w], then let the metric network learn from these frames."""

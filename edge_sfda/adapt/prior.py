@@ -8,9 +8,17 @@ frame, only the weights that the checkpoint's manifest carries.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
+
+
+def correction(manifest: Manifest, *, share: float, device: torch.device) -> Tensor | None:
+    """Return what to add to the logits, `-share * log(class weight)`, float [C]; None where nothing is to undo."""
+    if manifest.class_weight is None or share == 0:
+        return None
+    return -share * torch.tensor(manifest.class_weight, device=device).log()
 
 
 def undo_class_weight(net: SegmentationNet, manifest: Manifest, *, share: float) -> bool:
@@ -21,10 +29,10 @@ def undo_class_weight(net: SegmentationNet, manifest: Manifest, *, share: float)
         manifest: of `net`.
         share: 0..1 of the correction.
     """
-    if manifest.class_weight is None or share == 0:
+    shift = correction(manifest, share=share, device=next(net.parameters()).device)
+    if shift is None:
         return False
-    device = next(net.parameters()).device
-    net.shift_logits(-share * torch.tensor(manifest.class_weight, device=device).log())
+    net.shift_logits(shift)
     return True
 
 

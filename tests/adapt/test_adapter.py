@@ -35,6 +35,7 @@ RECIPE: dict[str, Any] = {
         "rate": 1e-3,
         "weight_decay": 0.0,
         "frozen_stride": 0,
+        "class_floor": 0.0,
         "affine_only": False,
         "batch_statistics": False,
         "entropy": 0.0,
