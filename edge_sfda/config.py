@@ -122,16 +122,16 @@ class BurstConfig:
     steps: int = 100  # quality peaks and then falls in every self-training variant: few steps
     warm_up: int = 8  # steps over which the rate rises
     batch: int = 4  # frames a step: the least whose own statistics are worth normalising by
-    rate: float = 2e-3  # AdamW rate of the student at its peak; 3e-5 where all weights are trained
+    rate: float = 2.5e-3  # AdamW rate of the student at its peak; 3e-5 where all weights are trained
     weight_decay: float = 0.0
     affine_only: bool = True  # train scale and shift of the normalisation layers alone, as TENT does
     batch_statistics: bool = True  # the student normalises by its batch; re-estimated at the burst's end, as in TENT
     entropy: float = 0.9  # share of the student's own entropy in the loss, of every pixel alike
     guard: bool = True  # the source, or a mix with it, where it fits the target (adapt/guard.py, stream_guard.py)
-    class_floor: float = 0.85  # least share that a class keeps of what step 0 predicted of it (adapt/class_floor.py)
+    class_floor: float = 0.85  # least share that a class keeps of what step 0 says of it (adapt/class_floor.py)
     frozen_stride: int = 0  # encoder layers up to this stride keep theirs; 2 saves a sixth of a step, and .4 points
     scale: float = 1.0  # of a frame's sides within a step; .5 costs a quarter, and statistics still see whole frames
-    online_share: float = 0.2  # constant share of the rate on a stream, where no burst ends
+    online_share: float = 0.16  # constant share of the rate on a stream, where no burst ends
 
     def __post_init__(self) -> None:
         _check("burst.steps", self.steps, 0, 1_000_000)
@@ -281,7 +281,7 @@ def preset(method: str) -> AdaptConfig:
         return dataclasses.replace(
             base,
             teacher=TeacherConfig(flip=True, average_max=0.99),
-            burst=BurstConfig(steps=80, batch=2, rate=1e-5),
+            burst=BurstConfig(steps=80, batch=2, rate=1e-5, online_share=0.2),
         )
     if method == "hamlet":  # a plain mean teacher over all weights, with its paper's strong view
         return dataclasses.replace(
@@ -290,7 +290,13 @@ def preset(method: str) -> AdaptConfig:
             view=ViewConfig(strength=1.0, crop=0.65),
             mixing=MixingConfig(enabled=True),
             burst=BurstConfig(
-                rate=3e-5, affine_only=False, batch_statistics=False, entropy=0.0, guard=False, class_floor=0.0
+                rate=3e-5,
+                affine_only=False,
+                batch_statistics=False,
+                entropy=0.0,
+                guard=False,
+                class_floor=0.0,
+                online_share=0.2,
             ),
         )
     return base
