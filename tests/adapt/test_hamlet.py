@@ -38,7 +38,8 @@ def hamlet(make_nano: Make, make_manifest: Make) -> Make:
 def test_preset_trains_all_weights_on_labels_alone() -> None:
     config = configs.preset("hamlet")
     assert config.method == "hamlet"
-    assert (config.burst.affine_only, config.burst.entropy, config.burst.frozen_stride) == (False, 0.0, 0)
+    burst = config.burst
+    assert (burst.affine_only, burst.entropy, burst.frozen_stride, burst.class_floor) == (False, 0.0, 0, 0.0)
     assert config.statistics == StatisticsConfig(prior=0.0)
     assert config.burst.rate == 3e-5 != BurstConfig().rate
 
