@@ -96,8 +96,7 @@ class Adapter(Method):
             self.share = guard.fit_statistics(self.net, self._batches(frames), blend=blend)
         else:
             super().begin(frames)
-        if self.config.burst.class_floor > 0 and self.share == 1:
-            self.floor = self._make_floor()
+        self.floor = self._make_floor()
         if self.floor is None and self.reliability is None:
             return
         batches = self._batches(frames)
@@ -171,13 +170,7 @@ class Adapter(Method):
         own = State(
             # NaN until the first step: no file takes it
             {} if bool(self.usual_weight.isnan()) else {"usual_weight": self.usual_weight},
-            {
-                "steps": self.steps,
-                "online": self.online,
-                "share": self.share,
-                "begun": len(self.source) > 0,
-                "floor": self.floor is not None,
-            },
+            {"steps": self.steps, "online": self.online, "share": self.share, "begun": len(self.source) > 0},
         )
         parts = {
             "adapter": own,
@@ -197,8 +190,10 @@ class Adapter(Method):
     def load_state(self, state: State) -> None:
         """See `Method.load_state`."""
         own = state.part("adapter")
+        self.share = float(own.fact("share"))
         if own.fact("begun"):  # the teacher is still the source
             self.source = guard.state_of(self.teacher.net)
+            self.floor = self._make_floor()
         if own.fact("online") and not self.online:
             self._begin_stream()
         if self.stream_guard is not None:
@@ -210,11 +205,9 @@ class Adapter(Method):
         states.into_optimizer(self.optimizer, state.part("optimizer"))
         if self.reliability is not None:
             self.reliability.load_state(state.part("reliability"))
-        if own.fact("floor"):
-            self.floor = self._make_floor()
+        if self.floor is not None:
             self.floor.load_state(state.part("floor"))
         self.steps, self.online = int(own.fact("steps")), bool(own.fact("online"))
-        self.share = float(own.fact("share"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
 
@@ -266,8 +259,9 @@ class Adapter(Method):
             loss = (1 - share) * loss + share * entropy(logits).mean()
         return loss if self.floor is None else loss + self.floor.penalty(logits)
 
-    def _make_floor(self) -> ClassFloor:
-        return ClassFloor(self.manifest, self.config.burst.class_floor, device=self.device)
+    def _make_floor(self) -> ClassFloor | None:
+        least = self.config.burst.class_floor
+        return ClassFloor(self.manifest, least, device=self.device) if least > 0 and self.share == 1 else None
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weight of each pixel, float [B, h, w], then let the metric network learn from these frames."""

@@ -41,13 +41,11 @@ class ClassFloor:
     @torch.no_grad()
     def look(self, probs: Tensor) -> None:
         """Take in the predictions of step 0: softmax of the source under the target's statistics, [B, C, h, w]."""
-        shares = probs.mean((0, 2, 3))
         if self._correction is not None:
-            corrected = probs * self._correction.exp()[:, None, None]
-            corrected /= corrected.sum(1, keepdim=True)
-            shares = corrected.mean((0, 2, 3))
+            probs = probs * self._correction.exp()[:, None, None]
+            probs = probs / probs.sum(1, keepdim=True)
         self._looks += 1
-        self._usual.lerp_(shares, 1 / self._looks)
+        self._usual.lerp_(probs.mean((0, 2, 3)), 1 / self._looks)
         self._running.copy_(self._usual)
 
     def penalty(self, logits: Tensor) -> Tensor:
