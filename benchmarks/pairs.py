@@ -4,6 +4,7 @@
     dusk        CamVid 0001TP, for a source trained by day on other sequences
     drive       CamVid Seq05VD: the same hour, another drive
     dark-drive  that drive with its colours moved to those of the unlabelled frames of 0001TP
+    day         CamVid Seq05VD again, for a source trained at dusk, on 0001TP: the way back
 
 Choices are made on the scene's street 7, on `drive` and on `dark-drive`; the labels of 0001TP are for the final table.
 """
@@ -27,7 +28,7 @@ from edge_sfda.nets import Predictor, SegmentationNet
 from edge_sfda.train.evaluation import evaluate
 
 SCENE_FRAMES = 48  # of a drive to learn from, and as many to measure on
-SEQUENCES = {"dusk": "0001TP", "drive": "Seq05VD", "dark-drive": "Seq05VD"}
+SEQUENCES = {"dusk": "0001TP", "drive": "Seq05VD", "dark-drive": "Seq05VD", "day": "Seq05VD"}
 _RARE_SCENE = ("pole", "sign", "person")
 _RARE_CAMVID = (2, 6, 9, 10)  # pole, sign symbol, pedestrian, bicyclist
 
