@@ -16,19 +16,13 @@ RESULTS = Path(__file__).parent / "results"
 
 @functools.cache
 def conditions() -> dict[str, Any]:
-    """Return machine, versions and commit: what a number means nothing without.
-
-    Taken once a process, before its first rows are written: those would make the commit look changed.
-    """
+    """Return machine, versions and commit: what a number means nothing without."""
     import numpy
     import torch
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "commit": commit.stdout.strip() or "unknown",
+        "commit": _commit(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
@@ -51,6 +45,18 @@ def write(name: str, rows: list[dict[str, Any]], *, append: bool = False) -> Pat
 def read(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _commit() -> str:
+    """Return the commit; `-dirty` where a tracked file differs from it, other than rows that were written since."""
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", f":!{RESULTS.name}")
+    return (commit + ("-dirty" if changed else "")) or "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent, check=False).stdout.strip()
 
 
 def _cpu() -> str:
