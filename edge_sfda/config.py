@@ -119,7 +119,7 @@ class ViewConfig:
 class BurstConfig:
     """A bounded burst of steps; the rate falls to zero within it (ours; METHOD b)."""
 
-    steps: int = 100  # quality peaks and then falls in every self-training variant: few steps
+    steps: int = 160  # quality peaks and then falls in every self-training variant: few; the last of them consolidate
     warm_up: int = 8  # steps over which the rate rises
     batch: int = 4  # frames a step: the least whose own statistics are worth normalising by
     rate: float = 2.5e-3  # AdamW rate of the student at its peak; 3e-5 where all weights are trained
@@ -147,6 +147,22 @@ class BurstConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ConsolidationConfig:
+    """The last steps of a burst, which learn what the network and its mirror image say together (ours)."""
+
+    share: float = 0.375  # of the burst's steps: 60 after 100 of entropy; 0: none
+    rate: float = 2e-3  # AdamW rate of all weights behind the encoder, at its peak
+    encoder_rate_scale: float = 0.1  # the encoder's share of it; 0 leaves the encoder alone, in a third of the seconds
+    temperature: float = 0.5  # that what is said is sharpened by
+
+    def __post_init__(self) -> None:
+        _check("consolidation.share", self.share, 0, 1)
+        _check("consolidation.rate", self.rate, 0, 1)
+        _check("consolidation.encoder_rate_scale", self.encoder_rate_scale, 0, 1)
+        _check("consolidation.temperature", self.temperature, 0.05, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdaptConfig:
     """Everything an adaptation run depends on besides its frames and its checkpoint."""
 
@@ -158,6 +174,7 @@ class AdaptConfig:
     mixing: MixingConfig = field(default_factory=MixingConfig)
     view: ViewConfig = field(default_factory=ViewConfig)
     burst: BurstConfig = field(default_factory=BurstConfig)
+    consolidation: ConsolidationConfig = field(default_factory=ConsolidationConfig)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -297,7 +314,9 @@ def preset(method: str) -> AdaptConfig:
                 guard=False,
                 class_floor=0.0,
                 online_share=0.2,
+                steps=100,
             ),
+            consolidation=ConsolidationConfig(share=0.0),
         )
     return base
 

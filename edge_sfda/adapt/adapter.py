@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from edge_sfda.adapt import guard
 from edge_sfda.adapt import state as states
 from edge_sfda.adapt.class_floor import ClassFloor
+from edge_sfda.adapt.consolidation import Consolidation
 from edge_sfda.adapt.losses import entropy
 from edge_sfda.adapt.method import Method, StepReport, burst_factor
 from edge_sfda.adapt.mixing import DonorMemory
@@ -33,7 +34,8 @@ _CELL = 32  # pixels: the deepest stride of the built-in networks
 class Adapter(Method):
     """teacher -> reliability -> mixing -> view -> student -> weighted loss -> the teacher's average.
 
-    Parts 1 to 6 of METHOD; each can be switched off in the configuration. The teacher is what is deployed.
+    Parts 1 to 6 of METHOD; each can be switched off in the configuration. The teacher is what is deployed; in the last
+    steps of a burst it is that which learns (`consolidation`).
     """
 
     def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
@@ -63,6 +65,7 @@ class Adapter(Method):
         self.source: guard.State = {}
         self.share = 1.0  # of the burst, to be deployed
         self.floor: ClassFloor | None = None  # of a burst under a strong shift
+        self.consolidation: Consolidation | None = None  # of a burst's last steps
         self.steps = 0
         self.online = False
         self.stream_guard: StreamGuard | None = None  # of a stream alone
@@ -127,6 +130,8 @@ class Adapter(Method):
         """
         self._check(frames)
         frames = self._shrunk(frames)
+        if self.consolidation is not None or (not self.online and self._own_steps <= self.steps < self._all_steps):
+            return self._consolidate(frames)
         view = self.teacher.predict(self.normaliser(frames))
         weight, scalars = self._weigh(view)
         taught = frames, view.label, weight
@@ -159,6 +164,7 @@ class Adapter(Method):
             DivergenceError: one of its weights is not finite.
         """
         self._settle(self.teacher.net)
+        self.teacher.net.requires_grad_(False)
         super().finish()
 
     def rejoin(self, frames: Sequence[Tensor]) -> None:
@@ -170,7 +176,13 @@ class Adapter(Method):
         own = State(
             # NaN until the first step: no file takes it
             {} if bool(self.usual_weight.isnan()) else {"usual_weight": self.usual_weight},
-            {"steps": self.steps, "online": self.online, "share": self.share, "begun": len(self.source) > 0},
+            {
+                "steps": self.steps,
+                "online": self.online,
+                "share": self.share,
+                "begun": len(self.source) > 0,
+                "consolidates": self.consolidation is not None,
+            },
         )
         parts = {
             "adapter": own,
@@ -183,6 +195,8 @@ class Adapter(Method):
             parts["reliability"] = self.reliability.state()
         if self.floor is not None:
             parts["floor"] = self.floor.state()
+        if self.consolidation is not None:
+            parts["consolidation"] = self.consolidation.state()
         if self.stream_guard is not None:
             parts["stream_guard"] = self.stream_guard.state()
         return super().state().joined(**parts)
@@ -208,6 +222,9 @@ class Adapter(Method):
         if self.floor is not None:
             self.floor.load_state(state.part("floor"))
         self.steps, self.online = int(own.fact("steps")), bool(own.fact("online"))
+        if own.fact("consolidates"):
+            self.consolidation = self._make_consolidation()
+            self.consolidation.load_state(state.part("consolidation"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
 
@@ -234,15 +251,42 @@ class Adapter(Method):
     def _settle(self, net: SegmentationNet) -> None:
         """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share.
 
-        On a stream there is nothing to settle.
+        On a stream there is nothing to settle, and while it consolidates a burst has settled already.
         """
-        if self.online:
+        if self.online or self.consolidation is not None:
             return
         if self.config.burst.batch_statistics and len(self.frames) > 0:
             net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
             estimate(net, self._batches(self.frames), blend=self.config.statistics.blend)
         guard.retreat(net, self.source, share=self.share)
         undo_class_weight(net, self.manifest, share=self.prior_undone)
+
+    @property
+    def _all_steps(self) -> int:
+        return self.config.burst.steps
+
+    @property
+    def _own_steps(self) -> int:
+        """The steps of a burst before it consolidates."""
+        return self._all_steps - round(self._all_steps * self.config.consolidation.share)
+
+    def _consolidate(self, frames: Tensor) -> StepReport:
+        """Take one of a burst's last steps, the first of which settles what is to be deployed."""
+        if self.consolidation is None:
+            self._settle(self.teacher.net)
+            self.consolidation = self._make_consolidation()
+        self.steps += 1
+        return self.consolidation.step(self.normaliser(frames))
+
+    def _make_consolidation(self) -> Consolidation:
+        return Consolidation(
+            self.teacher.net,
+            self.manifest,
+            self.config.consolidation,
+            steps=self._all_steps - self._own_steps,
+            warm_up=self.config.burst.warm_up,
+            seed=self.config.seed,
+        )
 
     def _shrunk(self, frames: Tensor) -> Tensor:
         """Return frames of the size that steps are taken at, uint8 still; sides are of whole cells of every stride."""
@@ -281,7 +325,7 @@ class Adapter(Method):
         Adam cancels the loss's scale, so a batch that weighs less than usual must scale the rate itself (METHOD f).
         """
         burst = self.config.burst
-        factor = burst.online_share if self.online else burst_factor(self.steps, burst.steps, burst.warm_up)
+        factor = burst.online_share if self.online else burst_factor(self.steps, self._own_steps, burst.warm_up)
         self.rate.copy_(trust * (burst.rate * factor))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
