@@ -210,7 +210,11 @@ def best(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Return Markdown: a table for each protocol, a row a method, against the source on the same frames."""
+    """Return Markdown: a table for each protocol, a row a method, against the source on the same frames.
+
+    Where a method was run with several numbers of steps, each is a method of its own.
+    """
+    results = _told_apart(results)
     lines = []
     for protocol in dict.fromkeys(r["protocol"] for r in results):
         mine = [r for r in results if r["protocol"] == protocol]
@@ -233,6 +237,19 @@ def table(results: list[dict[str, Any]]) -> str:
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def _told_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    steps: dict[tuple[str, str], set[int]] = {}
+    for row in results:
+        steps.setdefault((row["protocol"], row["method"]), set()).add(row["steps"])
+    several = {key for key, found in steps.items() if len(found) > 1}
+    return [
+        row | {"method": f"{row['method']}, {row['steps']} steps"}
+        if (row["protocol"], row["method"]) in several
+        else row
+        for row in results
+    ]
 
 
 def _mean(results: list[dict[str, Any]], method: str, key: str) -> float:

@@ -97,3 +97,10 @@ def test_table_tells_steps_where_they_differ() -> None:
 
 def test_gain_is_unknown_where_the_source_was_not_measured() -> None:
     assert table([_row("tent", "dusk", 0.5)]).splitlines()[2] == "| tent | 0.500 | +nan | 0.250 | 2 |"
+
+
+def test_table_tells_runs_of_different_lengths_apart() -> None:
+    found = [_row("none", "dusk", 0.3), _row("tent", "dusk", 0.5), _row("tent", "dusk", 0.4, steps=160)]
+    lines = table(found).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| tent, 100 steps", "| tent, 160 steps", "| none"]
+    assert [line.split(" | ")[1] for line in lines[2:5]] == ["0.500", "0.400", "0.300"]
