@@ -51,7 +51,7 @@ _LITERAL = {
         "class_floor": 0.0, "batch": 2, "weight_decay": 0.0,
     },
     "statistics": {"prior": 0.0},
-    "consolidation": {"share": 0.0},
+    "consolidation": {"share": 0.0, "online_share": 0.0},
     "reliability": {"confidence": False},
     "mixing": {"enabled": True},
     "view": {"strength": 1.0, "crop": 0.65},

@@ -148,18 +148,20 @@ class BurstConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ConsolidationConfig:
-    """The last steps of a burst, which learn what the network and its mirror image say together (ours)."""
+    """What a network and its mirror image say together, learnt into its weights (ours)."""
 
     share: float = 0.375  # of the burst's steps: 60 after 100 of entropy; 0: none
     rate: float = 2e-3  # AdamW rate of all weights behind the encoder, at its peak
     encoder_rate_scale: float = 0.1  # the encoder's share of it; 0 leaves the encoder alone, in a third of the seconds
     temperature: float = 0.5  # that what is said is sharpened by
+    online_share: float = 0.15  # constant share of the rate on a stream; 0: none there
 
     def __post_init__(self) -> None:
         _check("consolidation.share", self.share, 0, 1)
         _check("consolidation.rate", self.rate, 0, 1)
         _check("consolidation.encoder_rate_scale", self.encoder_rate_scale, 0, 1)
         _check("consolidation.temperature", self.temperature, 0.05, 20)
+        _check("consolidation.online_share", self.online_share, 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,7 +318,7 @@ def preset(method: str) -> AdaptConfig:
                 online_share=0.2,
                 steps=100,
             ),
-            consolidation=ConsolidationConfig(share=0.0),
+            consolidation=ConsolidationConfig(share=0.0, online_share=0.0),
         )
     return base
 

@@ -34,8 +34,8 @@ _CELL = 32  # pixels: the deepest stride of the built-in networks
 class Adapter(Method):
     """teacher -> reliability -> mixing -> view -> student -> weighted loss -> the teacher's average.
 
-    Parts 1 to 6 of METHOD; each can be switched off in the configuration. The teacher is what is deployed; in the last
-    steps of a burst it is that which learns (`consolidation`).
+    Parts 1 to 6 of METHOD; each can be switched off in the configuration. The teacher is what is deployed. In the last
+    steps of a burst it learns itself, from a frozen copy (`consolidation`); on a stream the student does, from it.
     """
 
     def __init__(self, net: SegmentationNet, manifest: Manifest, config: AdaptConfig) -> None:
@@ -65,7 +65,7 @@ class Adapter(Method):
         self.source: guard.State = {}
         self.share = 1.0  # of the burst, to be deployed
         self.floor: ClassFloor | None = None  # of a burst under a strong shift
-        self.consolidation: Consolidation | None = None  # of a burst's last steps
+        self.consolidation: Consolidation | None = None  # of a burst's last steps, or all along a stream
         self.steps = 0
         self.online = False
         self.stream_guard: StreamGuard | None = None  # of a stream alone
@@ -130,9 +130,10 @@ class Adapter(Method):
         """
         self._check(frames)
         frames = self._shrunk(frames)
-        if self.consolidation is not None or (not self.online and self._own_steps <= self.steps < self._all_steps):
+        if not self.online and self._consolidates():
             return self._consolidate(frames)
-        view = self.teacher.predict(self.normaliser(frames))
+        x = self.normaliser(frames)
+        view = self.teacher.predict(x)
         weight, scalars = self._weigh(view)
         taught = frames, view.label, weight
         if self.config.mixing.enabled:
@@ -147,6 +148,8 @@ class Adapter(Method):
         # the floor: a batch that weighs nothing, as usual, must stand still; 0 / 0 would make every weight NaN
         mean = weight.mean()
         self._update(loss, trust=(mean / self.usual_weight.clamp(min=1e-12)).clamp(max=1))
+        if self.consolidation is not None:
+            self.consolidation.step(x, self.config.consolidation.online_share)
         scalars |= {"weight": mean, "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
         return StepReport(loss.detach(), scalars)
@@ -164,7 +167,6 @@ class Adapter(Method):
             DivergenceError: one of its weights is not finite.
         """
         self._settle(self.teacher.net)
-        self.teacher.net.requires_grad_(False)
         super().finish()
 
     def rejoin(self, frames: Sequence[Tensor]) -> None:
@@ -223,7 +225,7 @@ class Adapter(Method):
             self.floor.load_state(state.part("floor"))
         self.steps, self.online = int(own.fact("steps")), bool(own.fact("online"))
         if own.fact("consolidates"):
-            self.consolidation = self._make_consolidation()
+            self.consolidation = self.consolidation or self._make_consolidation()
             self.consolidation.load_state(state.part("consolidation"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
@@ -239,6 +241,8 @@ class Adapter(Method):
         for net in (self.net, self.teacher.net):
             undo_class_weight(net, self.manifest, share=self.config.statistics.prior)
         self._fresh = guard.state_of(self.net)
+        if self.config.consolidation.online_share > 0:
+            self.consolidation = self._make_consolidation()
 
     def _restart(self) -> None:
         """Let the stream be as it began; what reliability has learnt of the target stays."""
@@ -246,12 +250,14 @@ class Adapter(Method):
             guard.retreat(net, self._fresh, share=0.0)
         self.teacher.updates = 0
         self.optimizer.state.clear()
+        if self.consolidation is not None:
+            self.consolidation.forget()
         self._observed = 0
 
     def _settle(self, net: SegmentationNet) -> None:
         """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share.
 
-        On a stream there is nothing to settle, and while it consolidates a burst has settled already.
+        On a stream there is nothing to settle, and a burst that consolidates has settled already.
         """
         if self.online or self.consolidation is not None:
             return
@@ -262,31 +268,30 @@ class Adapter(Method):
         undo_class_weight(net, self.manifest, share=self.prior_undone)
 
     @property
-    def _all_steps(self) -> int:
-        return self.config.burst.steps
-
-    @property
     def _own_steps(self) -> int:
         """The steps of a burst before it consolidates."""
-        return self._all_steps - round(self._all_steps * self.config.consolidation.share)
+        steps = self.config.burst.steps
+        return steps - round(steps * self.config.consolidation.share)
+
+    def _consolidates(self) -> bool:
+        """Whether a burst's next step is one of its last, or one after them."""
+        return self.consolidation is not None or self._own_steps <= self.steps < self.config.burst.steps
 
     def _consolidate(self, frames: Tensor) -> StepReport:
         """Take one of a burst's last steps, the first of which settles what is to be deployed."""
         if self.consolidation is None:
             self._settle(self.teacher.net)
             self.consolidation = self._make_consolidation()
+        burst, own = self.config.burst, self._own_steps
+        factor = burst_factor(self.steps - own, burst.steps - own, burst.warm_up)
         self.steps += 1
-        return self.consolidation.step(self.normaliser(frames))
+        return self.consolidation.step(self.normaliser(frames), factor)
 
     def _make_consolidation(self) -> Consolidation:
-        return Consolidation(
-            self.teacher.net,
-            self.manifest,
-            self.config.consolidation,
-            steps=self._all_steps - self._own_steps,
-            warm_up=self.config.burst.warm_up,
-            seed=self.config.seed,
-        )
+        config = self.config.consolidation
+        if self.online:
+            return Consolidation(self.net, self.manifest, config, seed=self.config.seed, teacher=self.teacher.net)
+        return Consolidation(self.teacher.net, self.manifest, config, seed=self.config.seed)
 
     def _shrunk(self, frames: Tensor) -> Tensor:
         """Return frames of the size that steps are taken at, uint8 still; sides are of whole cells of every stride."""

@@ -1,17 +1,19 @@
-"""The last steps of a burst: what a network and its mirror image say together is learnt into the weights (ours).
+"""What a network and its mirror image say together is learnt into the weights (ours).
 
 A network is right more often with its answer to the mirrored frame averaged in, above all on rare classes, but that is
-a second forward for every frame from then on. So it is paid in the burst instead: what the burst would deploy is frozen
-and asked both ways, and all weights learn the sharpened mean. Nothing here feeds on itself: the teacher stands still,
-so unlike entropy it has nowhere to run away to.
+a second forward for every frame from then on. So it is paid while learning instead: a teacher is asked both ways, and
+all weights learn the sharpened mean. In the last steps of a burst the teacher is what the burst would deploy, frozen:
+it feeds on nothing, so unlike entropy it has nowhere to run away to. On a stream it is the moving average.
 
-Found on the scene's streets 13 and 17 and on CamVid's dark-drive. There, more views (scales, shifts) were no better a
-teacher, colour and crops of the student's view did harm, and so did the whole rate in a pretrained encoder.
+Found on the scene's streets 7, 13 and 17 and on CamVid's dark-drive. There, more views (scales, shifts) were no better
+a teacher, colour and crops of the student's view did harm, and so did the whole rate in a pretrained encoder.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from edge_sfda.adapt import state as states
 from edge_sfda.adapt.losses import soft_cross_entropy
-from edge_sfda.adapt.method import StepReport, burst_factor
+from edge_sfda.adapt.method import StepReport
 from edge_sfda.adapt.state import State
 from edge_sfda.config import ConsolidationConfig
 from edge_sfda.errors import CheckpointError
@@ -28,15 +30,14 @@ from edge_sfda.nets.contract import SegmentationNet
 
 
 class Consolidation:
-    """Teaches `net` what it and its mirror image said when this was made.
+    """Teaches `net` what a teacher says of frames and of their mirror images.
 
     Args:
-        net: to be deployed, as it is, in eval mode; trained in place, statistics apart.
+        net: in eval mode; trained in place, statistics apart. Outside of `step` its gradients are as they were.
         manifest: of the source, for its class weights.
         config: rates and temperature.
-        steps: how many there will be; the rate falls to zero over them.
-        warm_up: steps over which it rises.
         seed: of the mirrors.
+        teacher: whose word it is; None freezes a copy of `net`.
     """
 
     def __init__(
@@ -45,80 +46,97 @@ class Consolidation:
         manifest: Manifest,
         config: ConsolidationConfig,
         *,
-        steps: int,
-        warm_up: int,
         seed: int,
+        teacher: SegmentationNet | None = None,
     ) -> None:
         self.net = net
-        self.steps = 0
-        self._config, self._of, self._warm_up = config, steps, warm_up
-        self._teacher: SegmentationNet = copy.deepcopy(net).eval().requires_grad_(False)
+        self.frozen = teacher is None
+        self.teacher = copy.deepcopy(net).eval().requires_grad_(False) if teacher is None else teacher
+        self._config = config
         self._rng = np.random.default_rng(seed)
         device = next(net.parameters()).device
         weight = manifest.class_weight or (1.0,) * len(manifest.classes)
         self._class_weight = torch.tensor(weight, device=device)
-        # a pretrained encoder forgets at the decoder's rate; where nobody knows which layers are which, all may be one
-        named = dict(net.named_parameters())
-        head = [p for name, p in named.items() if not name.startswith("encoder.")]
-        head = [] if len(head) == len(named) else head
-        mine = {id(p) for p in head}
-        groups = ((head, 1.0), ([p for p in named.values() if id(p) not in mine], config.encoder_rate_scale))
+        groups = [(group, scale) for group, scale in _groups(net, config.encoder_rate_scale) if group and scale > 0]
+        self._trained = {id(parameter) for group, _ in groups for parameter in group}
+        self._rates = [(torch.zeros((), device=device), scale) for _, scale in groups]
         # fused: takes the rate as a tensor
-        self._rates = [(torch.zeros((), device=device), scale) for group, scale in groups if group and scale > 0]
-        trained = [group for group, scale in groups if group and scale > 0]
-        net.requires_grad_(False)
-        for group in trained:
-            for parameter in group:
-                parameter.requires_grad_(True)
         self._optimizer = torch.optim.AdamW(
-            [{"params": group, "lr": rate} for group, (rate, _) in zip(trained, self._rates, strict=True)],
+            [{"params": group, "lr": rate} for (group, _), (rate, _) in zip(groups, self._rates, strict=True)],
             weight_decay=0.0,
             fused=True,
         )
 
-    def step(self, x: Tensor) -> StepReport:
-        """Learn from normalised frames, float [B, 3, H, W]."""
+    def step(self, x: Tensor, factor: float) -> StepReport:
+        """Learn from normalised frames, float [B, 3, H, W], at `factor` of the rate."""
         target = self._target(x)
         mirrored = torch.from_numpy(self._rng.random(len(x)) < 0.5).to(x.device, non_blocking=True)[:, None, None, None]
-        logits = self.net(torch.where(mirrored, x.flip(-1), x)).logits
         taught = torch.where(mirrored, target.flip(-1), target)
         label = taught.argmax(1)
         weight = self._class_weight[label]
-        loss = (weight * soft_cross_entropy(logits, taught)).sum() / weight.sum()
-        rate = self._config.rate * burst_factor(self.steps, self._of, self._warm_up)
-        for tensor, scale in self._rates:
-            tensor.fill_(rate * scale)
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
-        self.steps += 1
+        for rate, scale in self._rates:
+            rate.fill_(self._config.rate * factor * scale)
+        with self._training():
+            logits = self.net(torch.where(mirrored, x.flip(-1), x)).logits
+            loss = (weight * soft_cross_entropy(logits, taught)).sum() / weight.sum()
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
         agreement = (logits.detach().argmax(1) == label).float().mean()
         scalars = {"confidence": target.amax(1).mean(), "agreement": agreement, "rate": self._rates[0][0].clone()}
         return StepReport(loss.detach(), scalars)
 
+    def forget(self) -> None:
+        """Drop the moments: the network was set back."""
+        self._optimizer.state.clear()
+
     def state(self) -> State:
-        """Return the frozen teacher, the moments and the draws; the network is its owner's."""
-        own = State(facts={"steps": self.steps, "random": self._rng.bit_generator.state})
-        return State.of(
-            own=own, teacher=states.of_module(self._teacher), optimizer=states.of_optimizer(self._optimizer)
-        )
+        """Return the moments, the draws, and a teacher that was frozen here; any other belongs to its owner."""
+        own = State(facts={"random": self._rng.bit_generator.state})
+        parts = {"own": own, "optimizer": states.of_optimizer(self._optimizer)}
+        return State.of(**parts, **({"teacher": states.of_module(self.teacher)} if self.frozen else {}))
 
     def load_state(self, state: State) -> None:
         """Set all that `state` returns, or raise CheckpointError."""
-        self.steps = int(state.fact("own.steps"))
         try:
             self._rng.bit_generator.state = state.fact("own.random")
         except (TypeError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"the saved state of the mirrors' draws cannot be read ({error}); start anew"
             ) from error
-        states.into_module(self._teacher, state.part("teacher"))
+        if self.frozen:
+            states.into_module(self.teacher, state.part("teacher"))
         states.into_optimizer(self._optimizer, state.part("optimizer"))
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """In the body what is trained here requires a gradient, and nothing else."""
+        before = [(parameter, parameter.requires_grad) for parameter in self.net.parameters()]
+        for parameter, _ in before:
+            parameter.requires_grad_(id(parameter) in self._trained)
+        try:
+            yield
+        finally:
+            for parameter, required in before:
+                parameter.requires_grad_(required)
 
     @torch.no_grad()
     def _target(self, x: Tensor) -> Tensor:
         """Return the sharpened mean of what the teacher says of frames and mirror images, float [B, C, h, w]."""
-        probs = self._teacher(torch.cat((x, x.flip(-1)))).logits.softmax(1)
+        probs = self.teacher(torch.cat((x, x.flip(-1)))).logits.softmax(1)
         mean = probs[: len(x)] + probs[len(x) :].flip(-1)
         sharp: Tensor = mean.pow(1 / self._config.temperature)
         return sharp / sharp.sum(1, keepdim=True)
+
+
+def _groups(net: SegmentationNet, encoder_scale: float) -> list[tuple[list[torch.nn.Parameter], float]]:
+    """Return what there is to train with its share of the rate.
+
+    A pretrained encoder forgets at the decoder's rate; where nobody knows which layers are which, all may be one.
+    """
+    named = dict(net.named_parameters())
+    decoder = [name for name in named if not name.startswith("encoder.")]
+    if len(decoder) == len(named):
+        return [(list(named.values()), encoder_scale)]
+    encoder = [parameter for name, parameter in named.items() if name.startswith("encoder.")]
+    return [([named[name] for name in decoder], 1.0), (encoder, encoder_scale)]

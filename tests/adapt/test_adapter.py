@@ -41,7 +41,7 @@ RECIPE: dict[str, Any] = {
         "entropy": 0.0,
         "guard": False,
     },
-    "consolidation": {"share": 0.0},
+    "consolidation": {"share": 0.0, "online_share": 0.0},
 }
 AFFINE: dict[str, Any] = {"burst": {"affine_only": True, "batch_statistics": True, "entropy": 0.5}}
 STILL: dict[str, Any] = {"mixing": {"enabled": False}, "view": {"enabled": False}}  # the student sees what came

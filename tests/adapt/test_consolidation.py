@@ -1,4 +1,4 @@
-"""The last steps of a burst: what they teach, what they move, and how they follow the steps before."""
+"""What is learnt of mirror images: what that moves, how it follows a burst's other steps, and on a stream."""
 
 from __future__ import annotations
 
@@ -30,9 +30,8 @@ def x() -> Tensor:
 
 @pytest.fixture
 def consolidation(make_manifest: Make) -> Callable[..., Consolidation]:
-    def make(net: SegmentationNet, *, steps: int = 40, **settings: float) -> Consolidation:
-        config = ConsolidationConfig(**settings)
-        return Consolidation(net, make_manifest(), config, steps=steps, warm_up=2, seed=0)
+    def make(net: SegmentationNet, *, teacher: SegmentationNet | None = None, **settings: float) -> Consolidation:
+        return Consolidation(net, make_manifest(), ConsolidationConfig(**settings), seed=0, teacher=teacher)
 
     return make
 
@@ -93,17 +92,20 @@ def test_network_comes_to_say_what_both_views_said(make_toy: Make, consolidation
     before = off()
     mine = consolidation(net, rate=5e-3, encoder_rate_scale=1.0)
     for _ in range(40):
-        mine.step(x)
+        mine.step(x, 1.0)
     assert off() < 0.8 * before
 
 
-def test_teacher_and_statistics_stand_still(make_toy: Make, consolidation: Make, x: Tensor) -> None:
+def test_teacher_statistics_and_gradients_stand_still(make_toy: Make, consolidation: Make, x: Tensor) -> None:
     net = make_toy()
+    net.requires_grad_(False)
+    net.norm.weight.requires_grad_(True)  # as a student's scale and shift do
     mine = consolidation(net)
-    teacher, own = _values(mine._teacher), _values(net)
+    teacher, own = _values(mine.teacher), _values(net)
     for _ in range(3):
-        mine.step(x)
-    assert not _moved(teacher, mine._teacher)
+        mine.step(x, 1.0)
+    assert [name for name, parameter in net.named_parameters() if parameter.requires_grad] == ["norm.weight"]
+    assert not _moved(teacher, mine.teacher)
     moved = _moved(own, net)
     assert moved
     assert not any("running_" in name or "num_batches" in name for name in moved)
@@ -113,16 +115,16 @@ def test_encoder_moves_at_its_share_of_the_rate_or_not_at_all(make_nano: Make, c
     x = torch.randn(2, 3, 64, 64)
     net = make_nano()
     before = _values(net)
-    consolidation(net, encoder_rate_scale=0.0).step(x)
+    consolidation(net, encoder_rate_scale=0.0).step(x, 1.0)
     moved = _moved(before, net)
     assert moved
     assert not any(name.startswith("encoder.") for name in moved)
     net = make_nano()
-    consolidation(net, encoder_rate_scale=0.1).step(x)
+    consolidation(net, encoder_rate_scale=0.1).step(x, 0.5)
     change = {name: float((value - before[name]).abs().max()) for name, value in net.state_dict().items()}
-    # Adam's first step is as long as the rate: 2e-3 at the peak, of which the warm-up takes a third here
-    assert max(v for name, v in change.items() if name.startswith("encoder.")) == pytest.approx(2e-4 / 3, rel=0.1)
-    assert max(v for name, v in change.items() if not name.startswith("encoder.")) == pytest.approx(2e-3 / 3, rel=0.1)
+    # Adam's first step is as long as the rate: half of 2e-3
+    assert max(v for name, v in change.items() if name.startswith("encoder.")) == pytest.approx(1e-4, rel=0.1)
+    assert max(v for name, v in change.items() if not name.startswith("encoder.")) == pytest.approx(1e-3, rel=0.1)
 
 
 def test_network_whose_encoder_nobody_knows_moves_at_the_encoders_rate(make_toy: Make, consolidation: Make) -> None:
@@ -136,22 +138,23 @@ def test_network_whose_encoder_nobody_knows_moves_at_the_encoders_rate(make_toy:
 
     net = Foreign(make_toy())
     before = _values(net)
-    consolidation(net).step(torch.randn(2, 3, 32, 32))
-    assert max(float((v - before[name]).abs().max()) for name, v in net.state_dict().items()) < 1.1 * 2e-4 / 3
+    consolidation(net).step(torch.randn(2, 3, 32, 32), 1.0)
+    change = max(float((v - before[name]).abs().max()) for name, v in net.state_dict().items())
+    assert change == pytest.approx(2e-4, rel=0.1)
 
 
 def test_rare_classes_weigh_what_they_weighed_in_training(make_toy: Make, make_manifest: Make, x: Tensor) -> None:
     net = make_toy()
     weight = (1.0, 2.0, 1.0, 0.5)
     config = ConsolidationConfig(temperature=1.0)
-    mine = Consolidation(net, make_manifest(class_weight=weight), config, steps=4, warm_up=0, seed=0)
+    mine = Consolidation(net, make_manifest(class_weight=weight), config, seed=0)
     target, probs = _both_ways(net, x), net(x).logits.log_softmax(1)
     mirrored = torch.from_numpy(copy.deepcopy(mine._rng).random(len(x)) < 0.5)
     for i in mirrored.nonzero().flatten():
         target[i], probs[i] = target[i].flip(-1), net(x[i : i + 1].flip(-1)).logits.log_softmax(1)[0]
     each = torch.tensor(weight)[target.argmax(1)]
     expected = -(each * (target * probs).sum(1)).sum() / each.sum()
-    torch.testing.assert_close(mine.step(x).loss, expected.detach())
+    torch.testing.assert_close(mine.step(x, 1.0).loss, expected.detach())
 
 
 def test_last_steps_of_a_burst_consolidate_what_it_would_deploy(adapter: Make, frames: list[Tensor]) -> None:
@@ -162,7 +165,7 @@ def test_last_steps_of_a_burst_consolidate_what_it_would_deploy(adapter: Make, f
     def look(step: int, report: object) -> None:
         assert (whole.consolidation is not None) == (step > 4)
         if step == 5:
-            settled.append(_values(whole.consolidation._teacher))
+            settled.append(_values(whole.consolidation.teacher))
             student.append(_values(whole.net))
 
     run.offline(whole, frames, on_step=look)
@@ -191,12 +194,44 @@ def test_snapshot_and_early_end_deploy_what_is_learnt_so_far(adapter: Make, fram
     assert not _moved(taken, method.deployed)
 
 
-def test_stream_never_consolidates(adapter: Make, frames: list[Tensor]) -> None:
+def test_rate_falls_to_zero_in_each_part_of_a_burst(adapter: Make, frames: list[Tensor]) -> None:
+    rates: list[float] = []
+    run.offline(adapter(), frames, on_step=lambda step, report: rates.append(float(report.scalars["rate"])))
+    shape = [0.5 * 1.0, 0.854, 0.5, 0.146]  # half of it is the warm-up of one step
+    assert [rate / 2.5e-3 for rate in rates[:4]] == pytest.approx(shape, abs=0.02)  # times the trust in the batch
+    assert [rate / 2e-3 for rate in rates[4:]] == pytest.approx(shape, abs=1e-3)
+
+
+def test_stream_learns_all_weights_from_its_average_at_a_constant_rate(adapter: Make, frames: list[Tensor]) -> None:
+    with_it, without = adapter(), adapter(consolidation={"online_share": 0.0})
+    before = _values(with_it.net)
+    for method in (with_it, without):
+        method.begin(())
+        for frame in [*frames, *frames]:
+            run.learn_online(method, frame)
+    assert without.consolidation is None
+    assert with_it.consolidation.teacher is with_it.teacher.net
+    assert "merges.0.0.weight" in _moved(before, with_it.deployed)
+    assert "merges.0.0.weight" not in _moved(before, without.deployed)
+
+
+def test_stream_that_begins_anew_forgets_what_was_learnt(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter(burst={"guard": True})
+    method.begin(())
+    fresh = _values(method.net)
+    for frame in frames:
+        run.learn_online(method, frame)
+    assert method.consolidation.state().part("optimizer").tensors
+    method._restart()
+    assert not method.consolidation.state().part("optimizer").tensors
+    assert not any("num_batches" not in name for name in _moved(fresh, method.net))
+
+
+def test_state_of_a_stream_holds_its_average_once(adapter: Make, frames: list[Tensor]) -> None:
     method = adapter()
     method.begin(())
-    for frame in [*frames, *frames]:
-        run.learn_online(method, frame)
-    assert method.consolidation is None
+    run.learn_online(method, frames[0])
+    assert not method.state().part("consolidation.teacher").tensors
 
 
 @pytest.mark.parametrize("done", [3, 4, 6])
@@ -221,7 +256,7 @@ def test_burst_goes_on_bit_for_bit(adapter: Make, frames: list[Tensor], tmp_path
 
 def test_state_of_other_draws_is_refused(make_toy: Make, consolidation: Make, x: Tensor) -> None:
     mine = consolidation(make_toy())
-    mine.step(x)
+    mine.step(x, 1.0)
     found = mine.state()
     with pytest.raises(CheckpointError, match="mirrors"):
         consolidation(make_toy()).load_state(State(found.tensors, {**found.facts, "own.random": {"a": 1}}))
