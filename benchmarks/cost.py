@@ -47,9 +47,14 @@ PROFILES: dict[str, tuple[Mapping[str, Any], int]] = {
     "half the sides": ({"burst": {"scale": 0.5}}, 1),
     "decoder and normalisation": ({"burst": {"frozen_stride": 32}}, 1),
     "every third frame": ({}, 3),
+    "encoder left alone in consolidation": ({"consolidation": {"encoder_rate_scale": 0.0}}, 1),
+    "no consolidation": ({"consolidation": {"share": 0.0}, "burst": {"steps": 100}}, 1),
     "40 steps": ({"burst": {"steps": 40}}, 1),
     "batches of two": ({"burst": {"batch": 2}}, 1),
-    "cheap": ({"burst": {"scale": 0.5, "frozen_stride": 8, "steps": 60}}, 2),
+    "cheap": (
+        {"burst": {"scale": 0.5, "frozen_stride": 8, "steps": 60}, "consolidation": {"encoder_rate_scale": 0.0}},
+        2,
+    ),
     "TENT": ({"method": "tent"}, 1),
 }
 
