@@ -212,7 +212,7 @@ def best(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
 def table(results: list[dict[str, Any]]) -> str:
     """Return Markdown: a table for each protocol, a row a method, against the source on the same frames.
 
-    Where a method was run with several numbers of steps, each is a method of its own.
+    Where bursts of a method were run with several numbers of steps, each is a method of its own; a stream has none.
     """
     results = _told_apart(results)
     lines = []
@@ -220,7 +220,7 @@ def table(results: list[dict[str, Any]]) -> str:
         mine = [r for r in results if r["protocol"] == protocol]
         source = {(r["pair"], r["street"]): r["miou"] for r in mine if r["method"] == "none"}
         extra = ["least margin", "worst segment"] if protocol == "continual" else ["worst against source", "rare"]
-        extra += ["steps"] if len({r["steps"] for r in mine}) > 1 else []
+        extra += ["steps"] if protocol == "offline" and len({r["steps"] for r in mine}) > 1 else []
         lines += [f"| {protocol} | mIoU | {' | '.join(extra)} | seconds |", "|---" * (len(extra) + 3) + "|"]
         order = sorted(dict.fromkeys(r["method"] for r in mine), key=lambda name: -_mean(mine, name, "miou"))
         for method in order:
@@ -242,7 +242,8 @@ def table(results: list[dict[str, Any]]) -> str:
 def _told_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
     steps: dict[tuple[str, str], set[int]] = {}
     for row in results:
-        steps.setdefault((row["protocol"], row["method"]), set()).add(row["steps"])
+        if row["protocol"] == "offline":
+            steps.setdefault((row["protocol"], row["method"]), set()).add(row["steps"])
     several = {key for key, found in steps.items() if len(found) > 1}
     return [
         row | {"method": f"{row['method']}, {row['steps']} steps"}

@@ -104,3 +104,10 @@ def test_table_tells_runs_of_different_lengths_apart() -> None:
     lines = table(found).splitlines()
     assert [line.split(" | ")[0] for line in lines[2:5]] == ["| tent, 100 steps", "| tent, 160 steps", "| none"]
     assert [line.split(" | ")[1] for line in lines[2:5]] == ["0.500", "0.400", "0.300"]
+
+
+def test_steps_of_a_burst_are_nothing_to_a_stream() -> None:
+    found = [_row("none", "dusk", 0.3), _row("tent", "dusk", 0.5), _row("tent", "fog", 0.4, steps=160)]
+    lines = table([row | {"protocol": "online"} for row in found]).splitlines()
+    assert lines[0] == "| online | mIoU | worst against source | rare | seconds |"
+    assert lines[2].startswith("| tent | 0.450 |")
