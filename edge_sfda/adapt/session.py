@@ -42,7 +42,7 @@ U8 = npt.NDArray[np.uint8]
 
 _log = logging.getLogger(__name__)
 
-_LEARNED = 512  # frames kept to learn from: 265 MB at 360x480, and a burst draws 160
+_LEARNED = 512  # frames kept to learn from: 265 MB at 360x480; a burst draws 640 times
 _SAMPLES = 8  # frames kept at their own size, to look at
 
 
