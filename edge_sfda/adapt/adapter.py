@@ -94,15 +94,14 @@ class Adapter(Method):
             return
         self.frames = frames
         self.source = guard.state_of(self.teacher.net)
+        batches, blend = self._batches(frames), self.config.statistics.blend
         if self.config.burst.guard:
-            blend = self.config.statistics.blend
-            self.share = guard.fit_statistics(self.net, self._batches(frames), blend=blend)
+            self.share = guard.fit_statistics(self.net, batches, blend=blend)
         else:
-            super().begin(frames)
+            estimate(self.net, batches, blend=blend)
         self.floor = self._make_floor()
         if self.floor is None and self.reliability is None:
             return
-        batches = self._batches(frames)
         for index, batch in enumerate(batches):
             view = self.teacher.predict(batch)  # once a batch: the teacher stands still here
             if self.floor is not None:

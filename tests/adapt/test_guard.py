@@ -103,7 +103,12 @@ def test_adapter_deploys_the_share_that_the_guard_says(
     share: float, make_nano: Make, make_manifest: Make, make_frames: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frames = make_frames(4, 64, 64)
-    burst = {"burst": {"steps": 2}, "statistics": {"prior": 0.0, "frames": 4}, "reliability": {"warm_up": 1}}
+    burst = {
+        "burst": {"steps": 2},
+        "statistics": {"prior": 0.0, "frames": 4},
+        "reliability": {"warm_up": 1},
+        "consolidation": {"share": 0.0},  # what learns from the mix, once there is one
+    }
     source = make_nano().state_dict()
 
     def deployed(*, guarded: bool) -> dict[str, Tensor]:
