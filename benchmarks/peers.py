@@ -240,14 +240,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def _told_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    steps: dict[tuple[str, str], set[int]] = {}
-    for row in results:
-        if row["protocol"] == "offline":
-            steps.setdefault((row["protocol"], row["method"]), set()).add(row["steps"])
-    several = {key for key, found in steps.items() if len(found) > 1}
+    lengths = {(row["method"], row["steps"]) for row in results if row["protocol"] == "offline"}
+    methods = [method for method, _ in lengths]
     return [
         row | {"method": f"{row['method']}, {row['steps']} steps"}
-        if (row["protocol"], row["method"]) in several
+        if row["protocol"] == "offline" and methods.count(row["method"]) > 1
         else row
         for row in results
     ]
