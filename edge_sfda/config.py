@@ -152,7 +152,7 @@ class ConsolidationConfig:
 
     share: float = 0.375  # of the burst's steps: 60 after 100 of entropy; 0: none
     rate: float = 2e-3  # AdamW rate of all weights behind the encoder, at its peak
-    encoder_rate_scale: float = 0.1  # the encoder's share of it; 0 leaves the encoder alone, in a third of the seconds
+    encoder_rate_scale: float = 0.1  # the encoder's share of it; 0 leaves the encoder alone, and costs less
     temperature: float = 0.5  # that what is said is sharpened by
     online_share: float = 0.15  # constant share of the rate on a stream; 0: none there
 

@@ -24,7 +24,7 @@ from edge_sfda.adapt.losses import soft_cross_entropy
 from edge_sfda.adapt.method import StepReport
 from edge_sfda.adapt.state import State
 from edge_sfda.config import ConsolidationConfig
-from edge_sfda.errors import CheckpointError
+from edge_sfda.errors import NetError
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
 
@@ -38,6 +38,9 @@ class Consolidation:
         config: rates and temperature.
         seed: of the mirrors.
         teacher: whose word it is; None freezes a copy of `net`.
+
+    Raises:
+        NetError: nothing is left to train: the encoder's rate is 0, and `net` does not say what its encoder is.
     """
 
     def __init__(
@@ -58,6 +61,12 @@ class Consolidation:
         weight = manifest.class_weight or (1.0,) * len(manifest.classes)
         self._class_weight = torch.tensor(weight, device=device)
         groups = [(group, scale) for group, scale in _groups(net, config.encoder_rate_scale) if group and scale > 0]
+        if not groups:
+            raise NetError(
+                f"{type(net).__name__} does not say which of its layers are the encoder, so that "
+                "consolidation.encoder_rate_scale = 0 leaves nothing to train; raise it, or set consolidation.share "
+                "and consolidation.online_share = 0"
+            )
         self._trained = {id(parameter) for group, _ in groups for parameter in group}
         self._rates = [(torch.zeros((), device=device), scale) for _, scale in groups]
         # fused: takes the rate as a tensor
@@ -92,18 +101,12 @@ class Consolidation:
 
     def state(self) -> State:
         """Return the moments, the draws, and a teacher that was frozen here; any other belongs to its owner."""
-        own = State(facts={"random": self._rng.bit_generator.state})
-        parts = {"own": own, "optimizer": states.of_optimizer(self._optimizer)}
+        parts = {"own": states.of_draws(self._rng), "optimizer": states.of_optimizer(self._optimizer)}
         return State.of(**parts, **({"teacher": states.of_module(self.teacher)} if self.frozen else {}))
 
     def load_state(self, state: State) -> None:
         """Set all that `state` returns, or raise CheckpointError."""
-        try:
-            self._rng.bit_generator.state = state.fact("own.random")
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"the saved state of the mirrors' draws cannot be read ({error}); start anew"
-            ) from error
+        states.into_draws(self._rng, state.part("own"), whose="mirrors'")
         if self.frozen:
             states.into_module(self.teacher, state.part("teacher"))
         states.into_optimizer(self._optimizer, state.part("optimizer"))
@@ -135,8 +138,6 @@ def _groups(net: SegmentationNet, encoder_scale: float) -> list[tuple[list[torch
     A pretrained encoder forgets at the decoder's rate; where nobody knows which layers are which, all may be one.
     """
     named = dict(net.named_parameters())
-    decoder = [name for name in named if not name.startswith("encoder.")]
-    if len(decoder) == len(named):
-        return [(list(named.values()), encoder_scale)]
     encoder = [parameter for name, parameter in named.items() if name.startswith("encoder.")]
-    return [([named[name] for name in decoder], 1.0), (encoder, encoder_scale)]
+    others = [parameter for name, parameter in named.items() if not name.startswith("encoder.")]
+    return [(others, 1.0 if encoder else encoder_scale), (encoder, encoder_scale)]

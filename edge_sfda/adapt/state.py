@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -144,6 +145,28 @@ def into_optimizer(optimizer: torch.optim.Optimizer, state: State) -> None:
                 parameter, requires_grad=False
             )  # of the parameter's strides, which sums depend on
             optimizer.state[parameter][key] = moment.copy_(value)
+
+
+def of_draws(rng: np.random.Generator) -> State:
+    """Return the state of a generator's draws."""
+    return State(facts={"random": rng.bit_generator.state})
+
+
+def into_draws(rng: np.random.Generator, state: State, *, whose: str) -> None:
+    """Set the state of a generator's draws.
+
+    Args:
+        rng: the generator.
+        state: what `of_draws` returned.
+        whose: draws they are, for the message.
+
+    Raises:
+        CheckpointError: it is of another kind of generator, or damaged.
+    """
+    try:
+        rng.bit_generator.state = state.fact("random")
+    except (TypeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"the saved state of the {whose} draws cannot be read ({error}); start anew") from error
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, bool]]:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edge_sfda.adapt import state as states
 from edge_sfda.adapt.grid import cell_size
 from edge_sfda.adapt.state import State
 from edge_sfda.config import ViewConfig
-from edge_sfda.errors import CheckpointError
 
 _GREY = (0.299, 0.587, 0.114)  # ITU-R BT.601 luma of RGB
 
@@ -46,16 +46,11 @@ class StrongView:
 
     def state(self) -> State:
         """Return the state of the draws."""
-        return State(facts={"random": self.rng.bit_generator.state})
+        return states.of_draws(self.rng)
 
     def load_state(self, state: State) -> None:
         """Set the state of the draws, or raise CheckpointError."""
-        try:
-            self.rng.bit_generator.state = state.fact("random")
-        except (TypeError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"the saved state of the views' draws cannot be read ({error}); start anew"
-            ) from error
+        states.into_draws(self.rng, state, whose="views'")
 
     def _geometry(self, frame: Tensor, label: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         sides = tuple(zip(frame.shape[-2:], label.shape, strict=True))

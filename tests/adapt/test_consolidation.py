@@ -16,7 +16,7 @@ from edge_sfda.adapt.adapter import Adapter
 from edge_sfda.adapt.consolidation import Consolidation
 from edge_sfda.adapt.state import State
 from edge_sfda.config import AdaptConfig, ConsolidationConfig, from_dict
-from edge_sfda.errors import CheckpointError
+from edge_sfda.errors import CheckpointError, NetError
 from edge_sfda.nets import SegmentationNet
 
 Make = Callable[..., Any]
@@ -141,6 +141,14 @@ def test_network_whose_encoder_nobody_knows_moves_at_the_encoders_rate(make_toy:
     consolidation(net).step(torch.randn(2, 3, 32, 32), 1.0)
     change = max(float((v - before[name]).abs().max()) for name, v in net.state_dict().items())
     assert change == pytest.approx(2e-4, rel=0.1)
+
+
+def test_nothing_left_to_train_is_told(make_toy: Make, consolidation: Make) -> None:
+    net = make_toy()
+    net.backbone = net.encoder  # named otherwise, as a network of one's own may have it
+    del net.encoder
+    with pytest.raises(NetError, match=r"encoder_rate_scale = 0 leaves nothing to train"):
+        consolidation(net, encoder_rate_scale=0.0)
 
 
 def test_rare_classes_weigh_what_they_weighed_in_training(make_toy: Make, make_manifest: Make, x: Tensor) -> None:
