@@ -142,19 +142,20 @@ def _before(task: Task, config: AdaptConfig) -> float:
 
 
 def _macs(task: Task, learn: list[torch.Tensor], config: AdaptConfig) -> float:
-    """Return the multiply-accumulates of a burst: those of one step and of none, put together."""
-    counts = []
-    for steps in (0, 1):
-        if steps > config.burst.steps:
-            return counts[0]
+    """Return the multiply-accumulates of a burst: those of none, and of a step of each kind as often as it is taken."""
+
+    def of(steps: int, share: float) -> float:
         net, manifest = load(task.source)
         burst = dataclasses.replace(config.burst, steps=steps)
-        method = run.make(net, manifest, dataclasses.replace(config, burst=burst))
+        consolidation = dataclasses.replace(config.consolidation, share=share)
+        method = run.make(net, manifest, dataclasses.replace(config, burst=burst, consolidation=consolidation))
         with FlopCounterMode(display=False) as counter:
             run.offline(method, learn)
-        counts.append(counter.get_total_flops() / 2)
-    taken = config.burst.steps if method.trains else 0
-    return counts[0] + taken * (counts[1] - counts[0])
+        return counter.get_total_flops() / 2
+
+    none, steps = of(0, 0), config.burst.steps
+    late = round(steps * config.consolidation.share)
+    return none + (steps - late) * (of(1, 0) - none) + late * (of(1, 1) - none)
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -6,11 +6,14 @@ from typing import Any
 import cost
 import cv2
 import pytest
-from cost import PROFILES, Task, config_of, measure, picture, table
+from cost import PROFILES, Task, _macs, config_of, measure, picture, table
 from pairs import Pair, scene
+from torch.utils.flop_counter import FlopCounterMode
 
 from edge_sfda import config as configs
+from edge_sfda.adapt import run
 from edge_sfda.data.datasets import Subset
+from edge_sfda.nets import load
 
 MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
 
@@ -43,6 +46,16 @@ def test_row_of_a_short_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < small["to_90_s"] <= small["seconds"]
     assert 0 < small["gmacs_per_frame"] < whole["gmacs_per_frame"]
     assert small["memory_mb"] >= 0
+
+
+def test_multiplications_are_those_of_the_whole_burst() -> None:
+    pair = scene("fog", 43)
+    net, manifest = load(MODEL)
+    learn = Pair(pair.name, Subset(pair.drive, range(8)), pair.rare).learn(manifest)
+    config = configs.from_dict({"burst": {"steps": 5, "batch": 2, "scale": 0.5}, "reliability": {"warm_up": 1}})
+    with FlopCounterMode(display=False) as counter:
+        run.offline(run.make(net, manifest, config), learn)
+    assert _macs(Task("full", "fog", 43, 0, MODEL), learn, config) == counter.get_total_flops() / 2
 
 
 def _row(profile: str, miou: float, macs: float) -> dict[str, Any]:
