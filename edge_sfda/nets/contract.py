@@ -43,6 +43,10 @@ class SegmentationNet(nn.Module):
         """
         return list(self.parameters())
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the encoder's parameters, which may be pretrained and learn slower; none where it is not known."""
+        return []
+
     def shift_logits(self, offset: Tensor) -> None:
         """Add `offset` [C] to the logits from now on, in the weights or buffers, so that it is saved and exported."""
         raise NotImplementedError

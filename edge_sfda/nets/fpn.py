@@ -69,6 +69,10 @@ class FpnNet(SegmentationNet):
             module.requires_grad_(False)
         return [p for p in self.parameters() if p.requires_grad]
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """Return the encoder's parameters."""
+        return list(self.encoder.parameters())
+
     @torch.no_grad()
     def shift_logits(self, offset: Tensor) -> None:
         """Add `offset` [C] to the classifier's bias."""

@@ -219,11 +219,12 @@ def _without_provenance(manifest: Manifest) -> str:
     return replace(manifest, provenance={}, tensors_sha256="").to_json()
 
 
-def _parameter_groups(net: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+def _parameter_groups(net: SegmentationNet, config: TrainConfig) -> list[dict[str, Any]]:
     """Weight decay on matrices only; the encoder, which may be pretrained, at a lower rate than the decoder."""
+    encoder = {id(parameter) for parameter in net.encoder_parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for name, parameter in net.named_parameters():
-        groups.setdefault((name.startswith("encoder."), parameter.ndim > 1), []).append(parameter)
+    for parameter in net.parameters():
+        groups.setdefault((id(parameter) in encoder, parameter.ndim > 1), []).append(parameter)
     return [
         {
             "params": parameters,
