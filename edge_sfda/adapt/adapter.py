@@ -148,7 +148,7 @@ class Adapter(Method):
         mean = weight.mean()
         self._update(loss, trust=(mean / self.usual_weight.clamp(min=1e-12)).clamp(max=1))
         if self.consolidation is not None:
-            self.consolidation.step(x, self.config.consolidation.online_share)
+            self.consolidation.step(x, self.config.consolidation.online_share, said=view.probs)
         scalars |= {"weight": mean, "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
         return StepReport(loss.detach(), scalars)

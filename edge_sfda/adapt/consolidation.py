@@ -76,9 +76,15 @@ class Consolidation:
             fused=True,
         )
 
-    def step(self, x: Tensor, factor: float) -> StepReport:
-        """Learn from normalised frames, float [B, 3, H, W], at `factor` of the rate."""
-        target = self._target(x)
+    def step(self, x: Tensor, factor: float, *, said: Tensor | None = None) -> StepReport:
+        """Learn from frames at `factor` of the rate.
+
+        Args:
+            x: normalised, float [B, 3, H, W].
+            factor: 0..1.
+            said: the teacher's softmax of `x`, float [B, C, h, w], where it was asked already.
+        """
+        target = self._target(x, said)
         mirrored = torch.from_numpy(self._rng.random(len(x)) < 0.5).to(x.device, non_blocking=True)[:, None, None, None]
         taught = torch.where(mirrored, target.flip(-1), target)
         label = taught.argmax(1)
@@ -124,10 +130,13 @@ class Consolidation:
                 parameter.requires_grad_(required)
 
     @torch.no_grad()
-    def _target(self, x: Tensor) -> Tensor:
+    def _target(self, x: Tensor, said: Tensor | None = None) -> Tensor:
         """Return the sharpened mean of what the teacher says of frames and mirror images, float [B, C, h, w]."""
-        probs = self.teacher(torch.cat((x, x.flip(-1)))).logits.softmax(1)
-        mean = probs[: len(x)] + probs[len(x) :].flip(-1)
+        unasked = x.flip(-1) if said is not None else torch.cat((x, x.flip(-1)))
+        probs = self.teacher(unasked).logits.softmax(1)
+        if said is None:
+            said, probs = probs[: len(x)], probs[len(x) :]
+        mean = said + probs.flip(-1)
         sharp: Tensor = mean.pow(1 / self._config.temperature)
         return sharp / sharp.sum(1, keepdim=True)
 
@@ -137,7 +146,7 @@ def _groups(net: SegmentationNet, encoder_scale: float) -> list[tuple[list[torch
 
     A pretrained encoder forgets at the decoder's rate; where nobody knows which layers are which, all may be one.
     """
-    named = dict(net.named_parameters())
-    encoder = [parameter for name, parameter in named.items() if name.startswith("encoder.")]
-    others = [parameter for name, parameter in named.items() if not name.startswith("encoder.")]
+    encoder = net.encoder_parameters()
+    known = {id(parameter) for parameter in encoder}
+    others = [parameter for parameter in net.parameters() if id(parameter) not in known]
     return [(others, 1.0 if encoder else encoder_scale), (encoder, encoder_scale)]

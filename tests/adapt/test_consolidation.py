@@ -78,6 +78,19 @@ def test_target_is_the_mean_of_both_views_sharpened(make_toy: Make, consolidatio
     torch.testing.assert_close(consolidation(net, temperature=0.5)._target(x), sharp)
 
 
+def test_teacher_is_asked_for_the_mirror_image_alone_where_it_spoke_already(
+    make_toy: Make, consolidation: Make, x: Tensor
+) -> None:
+    net = make_toy()
+    mine = consolidation(net)
+    asked: list[Tensor] = []
+    mine.teacher.register_forward_hook(lambda module, given, answer: asked.append(given[0]))
+    with torch.no_grad():
+        torch.testing.assert_close(mine._target(x, said=net(x).logits.softmax(1)), mine._target(x))
+    assert torch.equal(asked[0], x.flip(-1))
+    assert len(asked[1]) == 2 * len(x)
+
+
 def test_network_comes_to_say_what_both_views_said(make_toy: Make, consolidation: Make, x: Tensor) -> None:
     net = make_toy()
     said = _both_ways(net, x).square()
@@ -221,6 +234,16 @@ def test_stream_learns_all_weights_from_its_average_at_a_constant_rate(adapter: 
     assert with_it.consolidation.teacher is with_it.teacher.net
     assert "merges.0.0.weight" in _moved(before, with_it.deployed)
     assert "merges.0.0.weight" not in _moved(before, without.deployed)
+
+
+def test_stream_asks_its_average_once_for_each_view_of_a_frame(adapter: Make, frames: list[Tensor]) -> None:
+    method = adapter()
+    method.begin(())
+    asked: list[int] = []
+    method.teacher.net.register_forward_hook(lambda module, given, answer: asked.append(len(given[0])))
+    for frame in frames:
+        run.learn_online(method, frame)
+    assert asked == [1, 1] * len(frames)
 
 
 def test_stream_that_begins_anew_forgets_what_was_learnt(adapter: Make, frames: list[Tensor]) -> None:
