@@ -4,29 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 import edge_sfda
 from edge_sfda.errors import ArtefactError, UsageError
 from edge_sfda.manifest import Manifest
 from edge_sfda.nets.contract import SegmentationNet
-from edge_sfda.runtime.artefact import COLOUR_ORDERS, INPUT, METADATA_KEY, OUTPUTS, PRECISIONS, ArtefactInfo
+from edge_sfda.runtime.artefact import COLOUR_ORDERS, METADATA_KEY, OUTPUTS, PRECISIONS, ArtefactInfo
 from edge_sfda.runtime.graph import FrameGraph
-from edge_sfda.runtime.packages import quiet_exporters, require_export_packages
+from edge_sfda.runtime.packages import require_export_packages
 from edge_sfda.runtime.quantise import quantise
+from edge_sfda.runtime.trace import MAX_SIDE, Trace
 
 if TYPE_CHECKING:
     from onnx import ModelProto, ValueInfoProto
 
 U8 = npt.NDArray[np.uint8]
 
-OPSET = 18  # that of torch's exporter; TensorRT 10.3 of JetPack 6 reads up to 20
-
-_MAX_SIDE = 8192  # pixels of a frame of any size
 _MAX_BYTES = 2**31 - 1  # of a model in one file: protobuf's limit
 
 
@@ -80,9 +78,9 @@ def describe(net: SegmentationNet, manifest: Manifest, config: ExportConfig) -> 
         UsageError: frames of this size are smaller or larger than the network takes.
     """
     size, pre = config.frames_of(manifest), manifest.preprocessing
-    if size is not None and not net.min_side <= min(size) <= max(size) <= _MAX_SIDE:
+    if size is not None and not net.min_side <= min(size) <= max(size) <= MAX_SIDE:
         raise UsageError(
-            f"size {size[0]}x{size[1]} is out of range: this network takes {net.min_side}..{_MAX_SIDE} pixels a side"
+            f"size {size[0]}x{size[1]} is out of range: this network takes {net.min_side}..{MAX_SIDE} pixels a side"
         )
     return ArtefactInfo(
         classes=manifest.classes,
@@ -98,7 +96,12 @@ def describe(net: SegmentationNet, manifest: Manifest, config: ExportConfig) -> 
 
 
 def to_onnx(
-    net: SegmentationNet, manifest: Manifest, config: ExportConfig, *, calibration: Sequence[U8] = ()
+    net: SegmentationNet,
+    manifest: Manifest,
+    config: ExportConfig,
+    *,
+    calibration: Sequence[U8] = (),
+    cache: Path | None = None,
 ) -> ModelProto:
     """Trace a network with all that stands before and after it.
 
@@ -107,6 +110,7 @@ def to_onnx(
         manifest: of that network.
         config: what to make.
         calibration: for int8: frames HWC uint8 in the colour order and, unless dynamic, of the size of the artefact.
+        cache: file that keeps the trace for the next network that differs in its weights alone, see `trace`.
 
     Returns:
         a checked ONNX model that carries its `ArtefactInfo`; outputs as `config.outputs`. The value `logits` is in the
@@ -115,6 +119,7 @@ def to_onnx(
     Raises:
         UsageError: the size does not fit the network.
         ArtefactError: a package is missing, the network does not trace, or the model is not valid.
+        WriteError: the trace cannot be kept.
     """
     info = describe(net, manifest, config)
     require_export_packages()
@@ -127,7 +132,7 @@ def to_onnx(
         frame_size=info.frame_size,
         half=config.precision == "fp16",
     ).eval()
-    model = _trace(graph, info)
+    model = _filled(graph, info, cache)
     if config.precision == "int8":
         model = quantise(model, calibration, network_size=info.network_size)
     _keep_outputs(model, info)
@@ -148,35 +153,14 @@ def read_info(model: ModelProto) -> ArtefactInfo:
     return ArtefactInfo.from_json(found[0])
 
 
-def _trace(graph: FrameGraph, info: ArtefactInfo) -> ModelProto:
-    height, width = info.frame_size or info.network_size
-    example = torch.zeros(2, height, width, 3, dtype=torch.uint8)  # two frames: one would fix the batch at one
-    dims = {0: torch.export.Dim("batch", min=1, max=1024)}
-    if info.frame_size is None:
-        dims |= {i: torch.export.Dim(n, min=info.min_side, max=_MAX_SIDE) for i, n in ((1, "height"), (2, "width"))}
-    try:
-        with quiet_exporters(), torch.no_grad():
-            program = torch.onnx.export(
-                graph,
-                (example,),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=list(OUTPUTS),
-                dynamic_shapes=(dims,),
-                verbose=False,
-            )
-        assert program is not None, "only the exporter without dynamo returns nothing"
-        model = program.model_proto
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [""]
-        raise ArtefactError(
-            f"{type(graph.net).__name__} does not export to ONNX: {type(error).__name__}: {lines[0]}"
-        ) from error
-    opsets = {entry.domain: entry.version for entry in model.opset_import}
-    if opsets.get("") != OPSET:
-        raise ArtefactError(f"the exporter wrote opset {opsets.get('')}, asked for {OPSET}; use another torch")
-    return model  # type: ignore[no-any-return, unused-ignore]
+def _filled(graph: FrameGraph, info: ArtefactInfo, cache: Path | None) -> ModelProto:
+    """Return the model of a graph, traced anew where no trace is kept that fits."""
+    trace = None if cache is None else Trace.read(cache)
+    if trace is None or not trace.fits(graph, info):
+        trace = Trace.of(graph, info)
+        if cache is not None and trace.fits(graph, info):
+            trace.write(cache)
+    return trace.filled(graph)
 
 
 def _keep_outputs(model: ModelProto, info: ArtefactInfo) -> None:

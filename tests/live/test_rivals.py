@@ -17,6 +17,7 @@ from edge_sfda.live.job import CHECKPOINT, LAST, ONNX, Job
 from edge_sfda.live.rivals import AVERAGE, Rivals
 from edge_sfda.live.worker import _marks
 from edge_sfda.nets import load
+from edge_sfda.runtime.trace import Trace
 
 MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
 
@@ -84,7 +85,7 @@ def test_model_of_the_accepted_network_stays_and_none_of_an_earlier_burst(
     assert made.veto(AVERAGE) is None
     manifest, has_model = made.keep("step 4")
     assert has_model
-    assert sorted(path.name for path in tmp_path.iterdir()) == [model.name, f"{LAST}{CHECKPOINT}"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [model.name, f"{LAST}{CHECKPOINT}", "trace.onnx"]
     assert manifest.tensors_sha256 in model.read_bytes().decode("latin-1")
     _, has_model = make_rivals().keep(AVERAGE)
     assert not has_model
@@ -100,6 +101,23 @@ def test_model_that_is_another_network_is_no_model(
     assert made.veto(AVERAGE) == "its ONNX model is not the same network: half the pixels differ"
     assert not (tmp_path / "of-adapted.onnx").exists()
     assert made.keep("deployed")[1] is False
+
+
+def test_network_is_traced_once_and_anew_where_that_is_another_network(
+    make_rivals: MakeRivals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    traced: list[bool] = []
+    trace, problems = Trace.of, iter([[], ["half the pixels differ"], []])
+    monkeypatch.setattr(Trace, "of", lambda graph, info: traced.append(True) or trace(graph, info))
+    monkeypatch.setattr("edge_sfda.runtime.parity.Parity.problems", lambda self: next(problems))
+    made = make_rivals(1.0, 1.0, onnx=True)
+    assert made.veto("step 4") is None
+    assert len(traced) == 1
+    assert made.veto(AVERAGE) is None  # at the second try
+    assert len(traced) == 2
+    assert next(problems, None) is None
+    assert (tmp_path / "of-adapted.onnx").exists()
 
 
 def test_slow_network_is_ruled_out_once_it_was_slow_three_times(make_rivals: MakeRivals) -> None:

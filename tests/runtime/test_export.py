@@ -16,10 +16,10 @@ from onnx import TensorProto, numpy_helper
 from edge_sfda.errors import ArtefactError, UsageError
 from edge_sfda.nets import Predictor
 from edge_sfda.nets.bring_your_own import Hooked
-from edge_sfda.runtime import export
 from edge_sfda.runtime.artefact import METADATA_KEY, ArtefactInfo
 from edge_sfda.runtime.export import ExportConfig, describe, read_info, to_onnx
 from edge_sfda.runtime.graph import FrameGraph
+from edge_sfda.runtime.trace import OPSET
 
 
 def _run(model: onnx.ModelProto, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,7 +53,7 @@ def test_model_of_any_size_keeps_the_contract(exported) -> None:
 def test_model_is_valid_of_one_opset_and_one_file(exported, settings: dict[str, Any]) -> None:
     model = exported(**settings)
     onnx.checker.check_model(model, full_check=True)
-    assert {entry.domain: entry.version for entry in model.opset_import} == {"": export.OPSET}
+    assert {entry.domain: entry.version for entry in model.opset_import} == {"": OPSET}
     assert not any(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer)
 
 
