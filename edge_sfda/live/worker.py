@@ -222,7 +222,7 @@ class _Burst:
         while True:
             decision = gate.judge(candidates, torch.from_numpy(probes), labelled=labelled, more_vetoes=[ruled_out.get])
             winner = decision.accepted
-            # an export takes as long as the burst, so who wins is asked alone; one that falls leaves the others to win
+            # an export takes as long as a few steps or many, so who wins is asked alone; if it falls, another may win
             words = None if winner == self.first else rivals.veto(winner)
             if words is None:
                 break
