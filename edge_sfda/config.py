@@ -302,7 +302,7 @@ def preset(method: str) -> AdaptConfig:
             teacher=TeacherConfig(flip=True, average_max=0.99),
             burst=BurstConfig(steps=80, batch=2, rate=1e-5, online_share=0.2),
         )
-    if method == "hamlet":  # a plain mean teacher over all weights, with its paper's strong view
+    if method in ("hamlet", "mean-teacher", "threshold"):  # over all weights, with a strong view; nothing of ours
         return dataclasses.replace(
             base,
             statistics=StatisticsConfig(prior=0.0),

@@ -138,3 +138,14 @@ def test_file_that_is_no_toml_raises(tmp_path: Path, data: bytes) -> None:
 def test_empty_file_is_the_base(tmp_path: Path) -> None:
     (tmp_path / "c.toml").touch()
     assert config.load(tmp_path / "c.toml", base=AdaptConfig(seed=9)) == AdaptConfig(seed=9)
+
+
+@pytest.mark.parametrize("method", ["hamlet", "mean-teacher", "threshold"])
+def test_self_training_peers_are_without_what_is_ours(method: str) -> None:
+    found = config.preset(method)
+    burst, consolidation = found.burst, found.consolidation
+    assert found.method == method
+    assert (burst.affine_only, burst.batch_statistics, burst.guard) == (False, False, False)
+    assert (burst.entropy, burst.class_floor, burst.frozen_stride, found.statistics.prior) == (0.0, 0.0, 0, 0.0)
+    assert (consolidation.share, consolidation.online_share) == (0.0, 0.0)
+    assert burst.rate == 3e-5 != BurstConfig().rate

@@ -117,7 +117,7 @@ class _Unreliable(Adapter):
 
 
 class MeanTeacher(_Unreliable):
-    """The method's own loop with every pixel weighing 1: what reliability is held against."""
+    """Self-training from a mean teacher, every pixel weighing 1: by its preset the loop without what is ours."""
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
         weight = torch.ones_like(view.confidence)
@@ -126,7 +126,7 @@ class MeanTeacher(_Unreliable):
 
 
 class ThresholdTeacher(_Unreliable):
-    """The method's own loop with DACS's weight: the share of a frame's pixels above 0.968 confidence."""
+    """Self-training by a threshold, as in DACS: a frame weighs its share of pixels above 0.968; else as the above."""
 
     def _weigh(self, view: TeacherView) -> tuple[Tensor, dict[str, Tensor]]:
         share = (view.confidence > _THRESHOLD).float().mean((1, 2), keepdim=True)

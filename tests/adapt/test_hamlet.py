@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from edge_sfda import config as configs
 from edge_sfda.adapt import run
 from edge_sfda.adapt.hamlet import Hamlet
-from edge_sfda.config import BurstConfig, StatisticsConfig
 from edge_sfda.nets.bring_your_own import Hooked
 
 Make = Callable[..., Any]
@@ -33,15 +32,6 @@ def hamlet(make_nano: Make, make_manifest: Make) -> Make:
         return made
 
     return make
-
-
-def test_preset_trains_all_weights_on_labels_alone() -> None:
-    config = configs.preset("hamlet")
-    assert config.method == "hamlet"
-    burst = config.burst
-    assert (burst.affine_only, burst.entropy, burst.frozen_stride, burst.class_floor) == (False, 0.0, 0, 0.0)
-    assert config.statistics == StatisticsConfig(prior=0.0)
-    assert config.burst.rate == 3e-5 != BurstConfig().rate
 
 
 @pytest.mark.parametrize("stride", Hamlet.strides)
