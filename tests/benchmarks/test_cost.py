@@ -6,9 +6,10 @@ from typing import Any
 import cost
 import cv2
 import pytest
-from cost import PROFILES, Task, _macs, config_of, measure, picture, table
+import torch
+from cost import PROFILES, Task, _macs, config_of, measure, multiplications, picture, table
 from pairs import Pair, scene
-from torch.utils.flop_counter import FlopCounterMode
+from torch import nn
 
 from edge_sfda import config as configs
 from edge_sfda.adapt import run
@@ -53,9 +54,24 @@ def test_multiplications_are_those_of_the_whole_burst() -> None:
     net, manifest = load(MODEL)
     learn = Pair(pair.name, Subset(pair.drive, range(8)), pair.rare).learn(manifest)
     config = configs.from_dict({"burst": {"steps": 5, "batch": 2, "scale": 0.5}, "reliability": {"warm_up": 1}})
-    with FlopCounterMode(display=False) as counter:
+    with multiplications() as counter:
         run.offline(run.make(net, manifest, config), learn)
     assert _macs(Task("full", "fog", 43, 0, MODEL), learn, config) == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_each_gradient_of_a_convolution_costs_what_the_forward_did(kind: type[nn.Module], groups: int) -> None:
+    layer, x = kind(8, 8, 3, stride=2, groups=groups, bias=False), torch.randn(2, 8, 9, 9, requires_grad=True)
+    with multiplications() as forward:
+        y = layer(x)
+    with multiplications() as both:
+        y.sum().backward()
+    x.requires_grad_(False)
+    with multiplications() as whole:
+        layer(x).sum().backward()
+    assert both.get_total_flops() == 2 * forward.get_total_flops() > 0
+    assert whole.get_total_flops() == 2 * forward.get_total_flops()
 
 
 def _row(profile: str, miou: float, macs: float) -> dict[str, Any]:
