@@ -52,10 +52,7 @@ PROFILES: dict[str, tuple[Mapping[str, Any], int]] = {
     "no consolidation": ({"consolidation": {"share": 0.0}, "burst": {"steps": 100}}, 1),
     "40 steps": ({"burst": {"steps": 40}}, 1),
     "batches of two": ({"burst": {"batch": 2}}, 1),
-    "cheap": (
-        {"burst": {"scale": 0.5, "frozen_stride": 8, "steps": 60}, "consolidation": {"encoder_rate_scale": 0.0}},
-        2,
-    ),
+    "cheap": (configs.EFFORTS["cheap"], 2),
     "TENT": ({"method": "tent"}, 1),
 }
 

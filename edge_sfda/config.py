@@ -25,6 +25,15 @@ METHODS = (
     "stvm", "none", "bn", "tent", "eata", "sar", "rdumb", "roid", "cotta", "hamlet", "mean-teacher", "threshold",
 )  # fmt: skip
 
+# what a device may spend, over the defaults; benchmarks/cost.py tells what each is worth
+EFFORTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "full": {},
+    "cheap": {
+        "burst": {"scale": 0.5, "frozen_stride": 8, "steps": 60, "every": 2},
+        "consolidation": {"encoder_rate_scale": 0.0},
+    },
+}
+
 
 def _check(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
@@ -132,6 +141,7 @@ class BurstConfig:
     frozen_stride: int = 0  # encoder layers up to this stride keep theirs; 2 saves a sixth of a step for .3 points
     scale: float = 1.0  # of a frame's sides within a step; .5 costs a quarter, and statistics still see whole frames
     online_share: float = 0.16  # constant share of the rate on a stream, where no burst ends
+    every: int = 1  # of a stream, the how many-th frame is learned from; statistics take in all
 
     def __post_init__(self) -> None:
         _check("burst.steps", self.steps, 0, 1_000_000)
@@ -144,6 +154,7 @@ class BurstConfig:
         _check("burst.frozen_stride", self.frozen_stride, 0, 32)
         _check("burst.scale", self.scale, 0.25, 1)
         _check("burst.online_share", self.online_share, 0, 1)
+        _check("burst.every", self.every, 1, 10_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +332,19 @@ def preset(method: str) -> AdaptConfig:
             consolidation=ConsolidationConfig(share=0.0, online_share=0.0),
         )
     return base
+
+
+def with_effort(config: AdaptConfig, effort: str) -> AdaptConfig:
+    """Return settings with those of an effort over them.
+
+    Raises:
+        ConfigError: an unknown effort, or a method that takes none.
+    """
+    if effort not in EFFORTS:
+        raise ConfigError(f"effort {effort!r} is unknown; choose one of {', '.join(EFFORTS)}")
+    if EFFORTS[effort] and config.method != "stvm":
+        raise ConfigError(f"effort {effort!r} is of stvm, not of {config.method}; set its burst.steps instead")
+    return from_dict(EFFORTS[effort], base=config)
 
 
 def to_dict(config: AdaptConfig) -> dict[str, Any]:

@@ -46,6 +46,7 @@ class Method(abc.ABC):
     Attributes:
         net: the network that is trained.
         trains: whether its steps change anything; False takes none offline.
+        seen: frames of the stream so far.
     """
 
     trains: ClassVar[bool] = True
@@ -56,6 +57,7 @@ class Method(abc.ABC):
         self.config = config
         self.device = next(net.parameters()).device
         self.normaliser = Normaliser(manifest.preprocessing, self.device)
+        self.seen = 0
         self._observed = 0
 
     @property
@@ -93,7 +95,7 @@ class Method(abc.ABC):
 
     def state(self) -> State:
         """Return everything that the next step depends on besides its frames; the tensors are the live ones."""
-        facts = {"config": to_dict(self.config), "observed": self._observed}
+        facts = {"config": to_dict(self.config), "seen": self.seen, "observed": self._observed}
         own = State({"random": torch.get_rng_state()}, facts)
         return State.of(method=own, net=states.of_module(self.net))
 
@@ -111,7 +113,7 @@ class Method(abc.ABC):
                 "the saved state is of an adaptation with other settings; give the same, or start anew"
             )
         states.into_module(self.net, state.part("net"))
-        self._observed = int(own.fact("observed"))
+        self.seen, self._observed = int(own.fact("seen")), int(own.fact("observed"))
         torch.set_rng_state(own.tensor("random").cpu())
 
     def rejoin(self, frames: Sequence[Tensor]) -> None:

@@ -81,14 +81,16 @@ def offline(
     method.finish()
 
 
-def learn_online(method: Method, frame: Tensor) -> StepReport:
+def learn_online(method: Method, frame: Tensor) -> StepReport | None:
     """Learn from one frame of a stream, uint8 RGB [3, H, W], after it was predicted.
 
-    The method has begun, without frames: `method.begin(())`.
+    The method has begun, without frames: `method.begin(())`. Returns None where no step was due (`burst.every`).
     """
     batch = frame[None].to(method.device)
     method.observe(batch)
-    return method.step(batch)
+    due = method.seen % method.config.burst.every == 0
+    method.seen += 1
+    return method.step(batch) if due else None
 
 
 def check_report(step: int, report: StepReport, *, trains: bool) -> dict[str, float]:

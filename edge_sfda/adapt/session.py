@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -256,8 +257,9 @@ class Session:
         if keep is not None:
             self._keep(keep)  # before `finish`, which a stream that goes on has not had
         self.method.finish()
+        taken = math.ceil(self.steps / self.method.config.burst.every)
         return self.gauge.outcome(
-            steps=self.steps, frames=self.steps, seconds=self.seconds, stopped=watch.stop(), failure=failure
+            steps=taken, frames=self.steps, seconds=self.seconds, stopped=watch.stop(), failure=failure
         )
 
     def _keep_if_possible(self, keep: Keep) -> None:
@@ -276,9 +278,10 @@ class Session:
         self.gauge.take(frame)
         start = time.perf_counter()
         report = run.learn_online(self.method, _tensor(frame, self.manifest))
-        row = run.check_report(step, report, trains=self.method.trains)
+        row = None if report is None else run.check_report(step, report, trains=self.method.trains)
         seconds = time.perf_counter() - start
-        self.watch.row({"step": step} | row | self.gauge.so_far())
+        if row is not None:
+            self.watch.row({"step": step} | row | self.gauge.so_far())
         return seconds
 
     def _burst(self, frames: list[Tensor]) -> int:

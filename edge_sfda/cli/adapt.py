@@ -69,6 +69,14 @@ def adapt(
         str | None,
         typer.Option(help=f"{', '.join(METHODS[:-1])} or {METHODS[-1]}.", show_default=False),
     ] = None,
+    effort: Annotated[
+        str | None,
+        typer.Option(
+            help="full, or cheap: fewer steps at half the sides, behind stride 8, and every other frame of a stream; "
+            "under --config.",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything drawn.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Of the burst.", show_default=False)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many frames.", show_default=False)] = None,
@@ -173,7 +181,7 @@ def adapt(
             spec,
             model or BUILT_IN_MODEL,
             out,
-            _settings(config, profile, method, seed, steps),
+            _settings(config, profile, effort, method, seed, steps),
             mode=mode,
             budget=budget,
             profile=profile,
@@ -198,7 +206,7 @@ def adapt(
         )
     if resume and not online:
         raise UsageError("--resume goes with a stream, --camera or --online; a burst over a set of frames is short")
-    settings = _settings(config, profile, method, seed, steps)
+    settings = _settings(config, profile, effort, method, seed, steps)
     path = model or BUILT_IN_MODEL
     network, manifest = load(path, allow=net, device=device)
     measured = labels_of(spec, labels, classes, manifest.classes)
@@ -328,9 +336,14 @@ def _source(camera: str | None, frames: str | None, video: str | None, model: Pa
 
 
 def _settings(
-    path: Path | None, profile: str | None, method: str | None, seed: int | None, steps: int | None
+    path: Path | None,
+    profile: str | None,
+    effort: str | None,
+    method: str | None,
+    seed: int | None,
+    steps: int | None,
 ) -> AdaptConfig:
-    """Return the settings: the method's own, under the device's, under the file's, under those of the command line."""
+    """Return the settings: the method's own under the device's, the effort's, the file's and the command line's."""
     from edge_sfda import config
     from edge_sfda.profile import load as load_profile
 
@@ -338,6 +351,7 @@ def _settings(
     base = config.from_dict({"method": chosen})  # an unknown method is told here
     base = config.preset(base.method)
     base = load_profile(profile).settings(base) if profile else base
+    base = config.with_effort(base, effort) if effort else base
     settings = config.load(path, base=base) if path else base
     asked: dict[str, Any] = {"method": chosen} | ({} if seed is None else {"seed": seed})
     return config.from_dict(asked | ({} if steps is None else {"burst": {"steps": steps}}), base=settings)

@@ -68,7 +68,9 @@ def _numbered(count: int) -> list[Tensor]:
     return [torch.full((3, 64, 64), i, dtype=torch.uint8) for i in range(count)]
 
 
-def _config(name: str = "stvm", *, seed: int = 0, steps: int = 2, batch: int = 2, affine: bool = False) -> AdaptConfig:
+def _config(
+    name: str = "stvm", *, seed: int = 0, steps: int = 2, batch: int = 2, affine: bool = False, every: int = 1
+) -> AdaptConfig:
     return AdaptConfig(
         method=name,
         seed=seed,
@@ -82,6 +84,7 @@ def _config(name: str = "stvm", *, seed: int = 0, steps: int = 2, batch: int = 2
             affine_only=affine,
             batch_statistics=affine,
             entropy=0.5 if affine else 0.0,
+            every=every,
         ),
     )
 
@@ -165,6 +168,14 @@ def test_frame_of_a_stream_is_observed_and_then_learned_from(recorder: Make) -> 
     method = recorder()
     run.learn_online(method, _numbered(8)[7])
     assert method.calls == [("observe", [7]), ("step", [7])]
+
+
+def test_every_frame_of_a_stream_is_observed_and_some_are_learned_from(recorder: Make) -> None:
+    method = recorder(every=3)
+    reports = [run.learn_online(method, frame) for frame in _numbered(5)]
+    assert [number for name, (number,) in method.calls if name == "observe"] == [0, 1, 2, 3, 4]
+    assert [number for name, (number,) in method.calls if name == "step"] == [0, 3]
+    assert [report is not None for report in reports] == [True, False, False, True, False]
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -96,6 +96,14 @@ def test_online_predicts_each_frame_before_it_learns_from_it() -> None:
     assert np.array_equal(outcome.before.confusion.counts, outcome.after.confusion.counts)
 
 
+def test_stream_has_a_row_for_each_frame_that_was_learned_from() -> None:
+    rows: list[dict[str, float]] = []
+    settings = dataclasses.replace(SHORT, burst=dataclasses.replace(SHORT.burst, every=4))
+    outcome = _session(settings, watch=Watch(row=rows.append)).online(Slice(SPEC))
+    assert [row["step"] for row in rows] == [1, 5]
+    assert (outcome.frames, outcome.steps, outcome.labelled) == (6, 2, 6)
+
+
 def test_stream_whose_network_diverges_ends_at_that_step() -> None:
     rows: list[dict[str, float]] = []
     session = _session(watch=Watch(row=rows.append))

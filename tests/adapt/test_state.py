@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,20 @@ def test_stream_goes_on_bit_for_bit(maker, make_frames, tmp_path: Path, method: 
     assert _everything(second) == _everything(whole)
     if method != "bn":
         assert _everything(first) != _everything(whole)
+
+
+def test_stream_goes_on_at_the_same_frame_where_not_all_are_learned_from(maker, make_frames, tmp_path: Path) -> None:
+    settings = dataclasses.replace(_settings("stvm"), burst=dataclasses.replace(_settings("stvm").burst, every=2))
+    make, frames = maker(settings), make_frames(4)
+    whole, first = make(), make()
+    for method in (whole, first):
+        method.begin(())
+    for frame in frames:
+        run.learn_online(whole, frame)
+    run.learn_online(first, frames[0])
+    second = _through_a_file(first, make(), tmp_path / "state.safetensors")
+    assert [run.learn_online(second, frame) is not None for frame in frames[1:]] == [False, True, False]
+    assert _everything(second) == _everything(whole)
 
 
 class _Killed(Exception):

@@ -7,7 +7,7 @@ import peers
 import pytest
 from peers import Task, best, measure, segment, table, variants
 
-from edge_sfda.config import METHODS
+from edge_sfda.config import EFFORTS, METHODS, from_dict
 
 MODEL = Path(__file__).parents[2] / "edge_sfda" / "assets" / "scene_day_nano.safetensors"
 
@@ -40,8 +40,9 @@ def test_drive_goes_on_from_segment_to_segment() -> None:
 
 def test_every_method_is_there_with_the_same_number_of_steps_and_its_tuned_rate() -> None:
     found = variants(7, {("offline", "tent"): 0.5, ("online", "sar"): 0.25}, "offline")
-    assert set(found) == {*METHODS, "bn-mix", "stvm-literal"}
-    assert {config.burst.steps for config in found.values()} == {7}
+    assert set(found) == {*METHODS, "bn-mix", "stvm-literal", "stvm-cheap"}
+    assert {config.burst.steps for name, config in found.items() if name != "stvm-cheap"} == {7}
+    assert found["stvm-cheap"] == from_dict(EFFORTS["cheap"])
     assert found["tent"].burst.rate == 0.5
     assert found["sar"].burst.rate == variants(7, {}, "offline")["sar"].burst.rate
     online = variants(7, {("online", "sar"): 0.25}, "online")["sar"].burst

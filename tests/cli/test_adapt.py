@@ -134,12 +134,43 @@ def test_each_method_runs(run_cli, nano: Path, quick: Path, tmp_path: Path, meth
 def test_settings_of_the_method_lie_under_the_file_and_the_command_line(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text('method = "tent"\nseed = 4\n[burst]\nbatch = 3\n')
-    settings = adapt._settings(path, None, None, None, 7)
+    settings = adapt._settings(path, None, None, None, None, 7)
     assert (settings.method, settings.seed) == ("tent", 4)
     assert (settings.burst.batch, settings.burst.steps) == (3, 7)
     assert settings.burst.rate == config.preset("tent").burst.rate
-    assert adapt._settings(path, None, "bn", 5, None).method == "bn"
-    assert adapt._settings(path, None, "bn", 5, None).seed == 5
+    assert adapt._settings(path, None, None, "bn", 5, None).method == "bn"
+    assert adapt._settings(path, None, None, "bn", 5, None).seed == 5
+
+
+def test_effort_lies_between_the_device_and_the_file(tmp_path: Path) -> None:
+    cheap = adapt._settings(None, "cpu", "cheap", None, None, None)
+    assert cheap == config.from_dict(config.EFFORTS["cheap"])
+    assert adapt._settings(None, None, "full", None, None, None) == config.AdaptConfig()
+    path = tmp_path / "c.toml"
+    path.write_text("[burst]\nscale = 0.75\n")
+    over = adapt._settings(path, None, "cheap", None, None, None).burst
+    assert (over.scale, over.steps, over.every) == (0.75, 60, 2)
+
+
+def test_cheap_run_keeps_its_settings(run_cli, nano: Path, tmp_path: Path) -> None:
+    args = ("--frames", SCENE, "--model", nano, "--effort", "cheap", "--steps", 3, "-o", tmp_path / "run", "--json")
+    assert json.loads(run_cli("adapt", *args).out)["steps"] == 3
+    kept = config.load(tmp_path / "run" / "config.toml")
+    assert kept == config.from_dict({"burst": {"steps": 3}}, base=config.from_dict(config.EFFORTS["cheap"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--effort", "little"), "effort 'little' is unknown; choose one of full, cheap"),
+        (("--effort", "cheap", "--method", "tent"), "effort 'cheap' is of stvm, not of tent"),
+    ],
+)
+def test_effort_that_does_not_fit_is_told(run_cli, tmp_path: Path, given, told: str) -> None:
+    ran = run_cli("adapt", "--frames", SCENE, *given, "-o", tmp_path / "run")
+    assert ran.code == 2
+    assert told in ran.err
+    assert not (tmp_path / "run").exists()
 
 
 class _Interrupted(SceneSource):
