@@ -72,7 +72,7 @@ def adapt(
     effort: Annotated[
         str | None,
         typer.Option(
-            help="full, or cheap: fewer steps at half the sides, behind stride 8, and every other frame of a stream; "
+            help="full, or cheap: fewer steps of two frames at half the sides, and every other frame of a stream; "
             "under --config.",
             show_default=False,
         ),
