@@ -46,17 +46,8 @@ TUNED = ("tent", "eata", "sar", "rdumb", "roid", "cotta", "hamlet", "mean-teache
 _TUNING = {"street": 7, "domains": ("dusk", "fog", "city")}
 _CHEAP = "stvm-cheap"
 _FIXED = ("none", "bn", "bn-mix")  # no draws: one seed says it all
-_LITERAL = {
-    "burst": {
-        "rate": 3e-5, "affine_only": False, "batch_statistics": False, "entropy": 0.0, "guard": False,
-        "class_floor": 0.0, "batch": 2, "weight_decay": 0.0,
-    },
-    "statistics": {"prior": 0.0},
-    "consolidation": {"share": 0.0, "online_share": 0.0},
-    "reliability": {"confidence": False},
-    "mixing": {"enabled": True},
-    "view": {"strength": 1.0, "crop": 0.65},
-}  # fmt: skip
+# over those of a plain mean teacher
+_LITERAL = {"method": "stvm", "burst": {"batch": 2, "online_share": 0.16}, "reliability": {"confidence": False}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +71,7 @@ def variants(
     """Return every configuration by name, with the tuned rates and `steps` steps, or as many as cost the same."""
     named = {method: configs.preset(method) for method in configs.METHODS}
     named["bn-mix"] = configs.from_dict({"method": "bn", "statistics": {"blend": 0.75}})
-    named["stvm-literal"] = configs.from_dict(_LITERAL)
+    named["stvm-literal"] = configs.from_dict(_LITERAL, base=configs.preset("mean-teacher"))
     named[_CHEAP] = configs.from_dict(configs.EFFORTS["cheap"])
     found = {}
     for name, config in named.items():
