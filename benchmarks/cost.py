@@ -169,9 +169,8 @@ def _macs(task: Task, learn: list[torch.Tensor], config: AdaptConfig) -> float:
             run.offline(method, learn)
         return counter.get_total_flops() / 2
 
-    none, steps = of(0, 0), config.burst.steps
-    late = round(steps * config.consolidation.share)
-    return none + (steps - late) * (of(1, 0) - none) + late * (of(1, 1) - none)
+    none, own = of(0, 0), config.own_steps
+    return none + own * (of(1, 0) - none) + (config.burst.steps - own) * (of(1, 1) - none)
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -192,6 +192,11 @@ class AdaptConfig:
             raise ConfigError(f"method = {self.method!r} is unknown; choose one of {', '.join(METHODS)}")
         _check("seed", self.seed, 0, 2**32 - 1)
 
+    @property
+    def own_steps(self) -> int:
+        """The steps of a burst before it consolidates."""
+        return self.burst.steps - round(self.burst.steps * self.consolidation.share)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TriggerConfig:

@@ -266,22 +266,16 @@ class Adapter(Method):
         guard.retreat(net, self.source, share=self.share)
         undo_class_weight(net, self.manifest, share=self.prior_undone)
 
-    @property
-    def _own_steps(self) -> int:
-        """The steps of a burst before it consolidates."""
-        steps = self.config.burst.steps
-        return steps - round(steps * self.config.consolidation.share)
-
     def _consolidates(self) -> bool:
         """Whether a burst's next step is one of its last, or one after them."""
-        return self.consolidation is not None or self._own_steps <= self.steps < self.config.burst.steps
+        return self.consolidation is not None or self.config.own_steps <= self.steps < self.config.burst.steps
 
     def _consolidate(self, frames: Tensor) -> StepReport:
         """Take one of a burst's last steps, the first of which settles what is to be deployed."""
         if self.consolidation is None:
             self._settle(self.teacher.net)
             self.consolidation = self._make_consolidation()
-        burst, own = self.config.burst, self._own_steps
+        burst, own = self.config.burst, self.config.own_steps
         factor = burst_factor(self.steps - own, burst.steps - own, burst.warm_up)
         self.steps += 1
         return self.consolidation.step(self.normaliser(frames), factor)
@@ -329,7 +323,7 @@ class Adapter(Method):
         Adam cancels the loss's scale, so a batch that weighs less than usual must scale the rate itself (METHOD f).
         """
         burst = self.config.burst
-        factor = burst.online_share if self.online else burst_factor(self.steps, self._own_steps, burst.warm_up)
+        factor = burst.online_share if self.online else burst_factor(self.steps, self.config.own_steps, burst.warm_up)
         self.rate.copy_(trust * (burst.rate * factor))
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
