@@ -37,12 +37,10 @@ class Trace:
     """A graph as torch's exporter gives it, before weights are folded into each other.
 
     Args:
-        model: each weight of the network is an initialiser of its name.
-        made_of: what it is good for: see `made_of`.
+        model: each weight of the network is an initialiser of its name; what it is good for lies in its metadata.
     """
 
     model: ModelProto
-    made_of: str
 
     @staticmethod
     def of(graph: FrameGraph, info: ArtefactInfo) -> Trace:
@@ -51,12 +49,14 @@ class Trace:
         Raises:
             ArtefactError: it does not trace.
         """
+        from onnx.helper import set_model_props
+
         height, width = info.frame_size or info.network_size
         example = torch.zeros(2, height, width, 3, dtype=torch.uint8)  # two frames: one would fix the batch at one
         dims = {0: torch.export.Dim("batch", min=1, max=1024)}
         if info.frame_size is None:
             dims |= {i: torch.export.Dim(n, min=info.min_side, max=MAX_SIDE) for i, n in ((1, "height"), (2, "width"))}
-        # before torch 2.6 nothing was folded unless asked for
+        # an older torch has no such argument
         apart: dict[str, Any] = (
             {"optimize": False} if "optimize" in inspect.signature(torch.onnx.export).parameters else {}
         )
@@ -80,7 +80,8 @@ class Trace:
         opsets = {entry.domain: entry.version for entry in model.opset_import}
         if opsets.get("") != OPSET:
             raise ArtefactError(f"the exporter wrote opset {opsets.get('')}, asked for {OPSET}; use another torch")
-        return Trace(model, made_of(graph, info))
+        set_model_props(model, {_KEY: made_of(graph, info)})
+        return Trace(model)
 
     @staticmethod
     def read(path: Path) -> Trace | None:
@@ -92,8 +93,13 @@ class Trace:
             model = ModelProto.FromString(path.read_bytes())
         except (OSError, DecodeError):
             return None
-        found = [entry.value for entry in model.metadata_props if entry.key == _KEY]
-        return Trace(model, found[0]) if len(found) == 1 else None
+        trace = Trace(model)
+        return trace if trace.made_of else None
+
+    @property
+    def made_of(self) -> str:
+        """What it is good for, see `made_of`; empty in a model that is no trace."""
+        return next((entry.value for entry in self.model.metadata_props if entry.key == _KEY), "")
 
     def write(self, path: Path) -> None:
         """Write graph and weights.
@@ -101,13 +107,7 @@ class Trace:
         Raises:
             WriteError: it cannot be written.
         """
-        from onnx import ModelProto
-        from onnx.helper import set_model_props
-
-        kept = ModelProto()
-        kept.CopyFrom(self.model)
-        set_model_props(kept, {_KEY: self.made_of})
-        write_atomic(path, kept.SerializeToString())
+        write_atomic(path, self.model.SerializeToString())
 
     def fits(self, graph: FrameGraph, info: ArtefactInfo) -> bool:
         """Whether the weights of a graph may take the place of these: nothing else differs, and all are found here.
