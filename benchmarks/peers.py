@@ -45,7 +45,8 @@ SEASONS = ("day", "dusk", "night", "fog")  # of a round
 TUNED = ("tent", "eata", "sar", "rdumb", "roid", "cotta", "hamlet", "mean-teacher", "threshold")
 _TUNING = {"street": 7, "domains": ("dusk", "fog", "city")}
 _CHEAP = "stvm-cheap"
-_FIXED = ("none", "bn", "bn-mix")  # no draws: one seed says it all
+_FIXED = ("none", "bn", "bn-mix", "bn-momentum")  # no draws: one seed says it all
+_MOMENTUM = {"momentum": 0.1, "source_frames": 10}  # as train mode moves them
 # over those of a plain mean teacher
 _LITERAL = {"method": "stvm", "burst": {"batch": 2, "online_share": 0.16}, "reliability": {"confidence": False}}
 
@@ -71,6 +72,8 @@ def variants(
     """Return every configuration by name, with the tuned rates and `steps` steps, or as many as cost the same."""
     named = {method: configs.preset(method) for method in configs.METHODS}
     named["bn-mix"] = configs.from_dict({"method": "bn", "statistics": {"blend": 0.75}})
+    if protocol != "offline":  # there all frames are known at once
+        named["bn-momentum"] = configs.from_dict({"method": "bn", "statistics": _MOMENTUM})
     named["stvm-literal"] = configs.from_dict(_LITERAL, base=configs.preset("mean-teacher"))
     named[_CHEAP] = configs.from_dict(configs.EFFORTS["cheap"])
     found = {}

@@ -45,12 +45,14 @@ class StatisticsConfig:
     blend: float = 1.0  # share of the target in the running statistics; 0 leaves the source's
     frames: int = 48  # frames they are estimated over; a few dozen settle them
     source_frames: int = 4  # of a stream, that the source's statistics count as; more near it (adapt/stream_guard.py)
+    momentum: float = 0.01  # of a stream, the least share of its next frame; .1 over 10 source frames is train mode's
     prior: float = 0.5  # share of the source's class weights undone on a stream, and after a burst at a mild shift
 
     def __post_init__(self) -> None:
         _check("statistics.blend", self.blend, 0, 1)
         _check("statistics.frames", self.frames, 1, 100_000)
         _check("statistics.source_frames", self.source_frames, 1, 100_000)
+        _check("statistics.momentum", self.momentum, 0, 1)
         _check("statistics.prior", self.prior, 0, 1)
 
 

@@ -135,8 +135,8 @@ class Method(abc.ABC):
 
     def _take_in(self, x: Tensor) -> None:
         """Move the statistics towards normalised frames of a stream; the source's count as the first few frames."""
-        floor = 0.01
-        momentum = max(1 / (self._observed + self._source_frames()), floor) * self.config.statistics.blend
+        statistics = self.config.statistics
+        momentum = max(1 / (self._observed + self._source_frames()), statistics.momentum) * statistics.blend
         if momentum > 0:
             observe(self.net, x, momentum=momentum)
         self._observed += 1

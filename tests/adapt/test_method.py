@@ -205,6 +205,16 @@ def test_observed_statistics_move_less_and_less_down_to_a_hundredth(make_toy: Ma
     assert left == pytest.approx(0.0014, rel=0.05)
 
 
+def test_observed_statistics_can_move_by_the_same_share_each_frame(make_toy: Make, make_manifest: Make) -> None:
+    net = make_toy()
+    statistics = StatisticsConfig(source_frames=10, momentum=0.1)
+    method = baselines.Statistics(net, make_manifest(), AdaptConfig(statistics=statistics))
+    target = _encoded(net, method, 200.0)
+    for step in range(1, 30):
+        method.observe(_grey(200)[None])
+        torch.testing.assert_close(_running_mean(net), (1 - 0.9**step) * target, rtol=1e-3, atol=1e-5)
+
+
 def test_observing_without_a_share_of_the_target_changes_nothing(make_toy: Make, make_manifest: Make) -> None:
     net = make_toy()
     before = {name: value.clone() for name, value in net.state_dict().items()}

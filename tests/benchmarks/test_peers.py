@@ -43,6 +43,7 @@ def test_every_method_is_there_with_the_same_number_of_steps_and_its_tuned_rate(
     assert set(found) == {*METHODS, "bn-mix", "stvm-literal", "stvm-cheap"}
     assert {config.burst.steps for name, config in found.items() if name != "stvm-cheap"} == {7}
     assert found["stvm-cheap"] == from_dict(EFFORTS["cheap"])
+    assert set(variants(7, {}, "online")) == set(variants(7, {}, "continual")) == {*found, "bn-momentum"}
     assert found["tent"].burst.rate == 0.5
     assert found["sar"].burst.rate == variants(7, {}, "offline")["sar"].burst.rate
     online = variants(7, {("online", "sar"): 0.25}, "online")["sar"].burst
