@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,8 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda import nets
+from edge_sfda.adapt import run
+from edge_sfda.adapt.method import Method
+from edge_sfda.config import AdaptConfig, StatisticsConfig
 from edge_sfda.manifest import Classes, Manifest, NetSpec, Preprocessing
 from edge_sfda.nets import Prediction, SegmentationNet
+from edge_sfda.nets.bring_your_own import Hooked
 
 CLASSES = Classes(("a", "b", "c", "d"), ((0, 0, 0), (1, 1, 1), (2, 2, 2), (3, 3, 3)))
 
@@ -84,6 +90,38 @@ def make_frames() -> Callable[..., list[Tensor]]:
         blocks = torch.randint(256, (count, 3, -(-height // 16), -(-width // 16)), generator=rng, dtype=torch.uint8)
         whole = blocks.repeat_interleave(16, 2).repeat_interleave(16, 3)
         return list(whole[:, :, :height, :width].contiguous())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def frames(make_frames: Callable[..., list[Tensor]]) -> list[Tensor]:
+    """Four small frames, for tests that need no others."""
+    return make_frames(4, 64, 64)
+
+
+@pytest.fixture(scope="session")
+def make_method(
+    make_nano: Callable[..., SegmentationNet], make_manifest: Callable[..., Manifest]
+) -> Callable[..., Any]:
+    """Return a function that makes a method by its name, over a small network unless one is given."""
+
+    def make(name: str, *, net: SegmentationNet | None = None, **parts: Any) -> Method:
+        config = AdaptConfig(method=name, statistics=StatisticsConfig(frames=4))
+        manifest = make_manifest(class_weight=(0.5, 1, 2, 4))
+        return run.make(net or make_nano(), manifest, dataclasses.replace(config, **parts))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_normless() -> Callable[[], Hooked]:
+    """Return a function that makes a network of somebody's own without any normalisation."""
+
+    def make() -> Hooked:
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, len(CLASSES), 1))
+        return Hooked(layers, encoder_layer="0", classes=len(CLASSES))
 
     return make
 

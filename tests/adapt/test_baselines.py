@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,10 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edge_sfda.adapt import run
-from edge_sfda.adapt.method import Method
-from edge_sfda.config import AdaptConfig, BurstConfig, MixingConfig, StatisticsConfig, TeacherConfig, ViewConfig
-from edge_sfda.nets import SegmentationNet
-from edge_sfda.nets.bring_your_own import Hooked
+from edge_sfda.config import BurstConfig, MixingConfig, StatisticsConfig, TeacherConfig, ViewConfig
 from edge_sfda.nets.normalisation import affine_parameters, estimate
 
 Make = Callable[..., Any]
@@ -36,19 +34,8 @@ PLAIN = {"mixing": MixingConfig(enabled=False), "view": ViewConfig(enabled=False
 
 
 @pytest.fixture(scope="module")
-def frames(make_frames: Make) -> list[Tensor]:
-    made: list[Tensor] = make_frames(4, 64, 64)
-    return made
-
-
-@pytest.fixture(scope="module")
-def method(make_nano: Make, make_manifest: Make) -> Make:
-    def make(name: str, *, net: SegmentationNet | None = None, **parts: Any) -> Method:
-        config = AdaptConfig(method=name, statistics=StatisticsConfig(frames=4), burst=BURST)
-        config = dataclasses.replace(config, **parts)
-        return run.make(net or make_nano(), make_manifest(class_weight=(0.5, 1, 2, 4)), config)
-
-    return make
+def method(make_method: Make) -> Make:
+    return functools.partial(make_method, burst=BURST)
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:
@@ -57,13 +44,6 @@ def _state(net: nn.Module) -> dict[str, Tensor]:
 
 def _changed(net: nn.Module, before: Mapping[str, Tensor]) -> set[str]:
     return {name for name, value in net.state_dict().items() if not torch.equal(value, before[name])}
-
-
-def _without_norm(classes: int = 4) -> Hooked:
-    torch.manual_seed(0)
-    return Hooked(
-        nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, classes, 1)), encoder_layer="0", classes=4
-    )
 
 
 def test_none_leaves_the_source_as_it_came(method: Make, make_nano: Make, frames: list[Tensor]) -> None:
@@ -163,8 +143,10 @@ def test_tent_takes_its_share_of_the_rate_on_a_stream(
     assert moved == pytest.approx(rate, rel=0.01)  # Adam's first step is the gradient's sign
 
 
-def test_tent_has_nothing_to_train_without_affine_normalisation(method: Make, frames: list[Tensor]) -> None:
-    net = _without_norm()
+def test_tent_has_nothing_to_train_without_affine_normalisation(
+    method: Make, frames: list[Tensor], make_normless: Make
+) -> None:
+    net = make_normless()
     before = _state(net)
     tent = method("tent", net=net)
     run.offline(tent, frames)

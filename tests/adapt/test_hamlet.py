@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge_sfda import config as configs
 from edge_sfda.adapt import run
 from edge_sfda.adapt.hamlet import Hamlet
-from edge_sfda.nets.bring_your_own import Hooked
 
 Make = Callable[..., Any]
 
@@ -71,10 +70,8 @@ def test_no_hook_stays_behind(hamlet: Make, frames: Tensor) -> None:
     assert all(not module._forward_pre_hooks for module in method.deployed.modules())
 
 
-def test_network_without_normalisation_takes_the_whole_rate(make_manifest: Make) -> None:
-    layers = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, 4, 1))
-    net = Hooked(layers, encoder_layer="0", classes=4)
-    method = run.make(net, make_manifest(), configs.preset("hamlet"))
+def test_network_without_normalisation_takes_the_whole_rate(make_normless: Make, make_manifest: Make) -> None:
+    method = run.make(make_normless(), make_manifest(), configs.preset("hamlet"))
     method.begin(())
     method.step(torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8))
     assert isinstance(method, Hamlet)

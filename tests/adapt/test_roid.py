@@ -16,12 +16,6 @@ Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def frames(make_frames: Make) -> list[Tensor]:
-    made: list[Tensor] = make_frames(4, 64, 64)
-    return made
-
-
-@pytest.fixture(scope="module")
 def roid(make_nano: Make, make_manifest: Make) -> Make:
     def make(**burst: Any) -> Roid:
         settings = BurstConfig(**{"steps": 3, "batch": 2, "rate": 1e-3, **burst})

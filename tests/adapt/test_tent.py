@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,11 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from edge_sfda.adapt import run
-from edge_sfda.adapt.method import Method
-from edge_sfda.config import AdaptConfig, BurstConfig, StatisticsConfig
+from edge_sfda.config import BurstConfig
 from edge_sfda.manifest import Manifest
-from edge_sfda.nets import Predictor, SegmentationNet
-from edge_sfda.nets.bring_your_own import Hooked
+from edge_sfda.nets import Predictor
 from edge_sfda.nets.normalisation import affine_parameters
 
 Make = Callable[..., Any]
@@ -27,19 +25,8 @@ MARGIN = 0.4 * math.log(4)
 
 
 @pytest.fixture(scope="module")
-def frames(make_frames: Make) -> list[Tensor]:
-    made: list[Tensor] = make_frames(4, 64, 64)
-    return made
-
-
-@pytest.fixture(scope="module")
-def method(make_nano: Make, make_manifest: Make) -> Make:
-    def make(name: str, *, net: SegmentationNet | None = None, **parts: Any) -> Method:
-        config = AdaptConfig(method=name, statistics=StatisticsConfig(frames=4), burst=BURST)
-        config = dataclasses.replace(config, **parts)
-        return run.make(net or make_nano(), make_manifest(class_weight=(0.5, 1, 2, 4)), config)
-
-    return make
+def method(make_method: Make) -> Make:
+    return functools.partial(make_method, burst=BURST)
 
 
 def _state(net: nn.Module) -> dict[str, Tensor]:
@@ -57,13 +44,6 @@ def _affine(method: Any) -> Tensor:
 def _entropy(logits: Tensor) -> Tensor:
     probs = logits.softmax(1)
     return -(probs * probs.log()).sum(1)
-
-
-def _without_norm(classes: int = 4) -> Hooked:
-    torch.manual_seed(0)
-    return Hooked(
-        nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Conv2d(8, classes, 1)), encoder_layer="0", classes=4
-    )
 
 
 def test_predicting_in_the_midst_of_tent_does_not_change_its_steps(
@@ -102,9 +82,9 @@ def test_what_grew_out_of_tent_trains_scale_and_shift_alone(
 
 @pytest.mark.parametrize("name", GROWN)
 def test_what_grew_out_of_tent_has_nothing_to_train_without_affine_normalisation(
-    name: str, method: Make, frames: list[Tensor]
+    name: str, method: Make, frames: list[Tensor], make_normless: Make
 ) -> None:
-    net = _without_norm()
+    net = make_normless()
     before = _state(net)
     made = method(name, net=net)
     run.offline(made, frames)
