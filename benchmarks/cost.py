@@ -214,7 +214,8 @@ def picture(results: list[dict[str, Any]], path: Path = PICTURE) -> None:
         )  # fmt: skip
     axes.set_ylim(bottom, top)
     domains = ", ".join(dict.fromkeys(r["domain"] for r in results))
-    axes.set_title(f"the source has {_mean(results, 'source', 'miou'):.3f}", fontsize=9, color="0.4", loc="left")
+    if any(r["profile"] == "source" for r in results):
+        axes.set_title(f"the source has {_mean(results, 'source', 'miou'):.3f}", fontsize=9, color="0.4", loc="left")
     axes.set_xlabel("multiply-accumulates of the burst, 10⁹ per frame given")
     axes.set_ylabel(f"mIoU, {domains}")
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,8 +1,9 @@
-"""Fills the tables of `benchmarks/README.md` from the rows in `benchmarks/results/`.
+"""Fills the tables of the project's README and of `benchmarks/README.md` from the rows in `benchmarks/results/`.
 
     python benchmarks/page.py
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is the file of its rows.
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is the file of its rows. Where rows can be
+shown in another way, `<!-- table:NAME VIEW -->` says in which.
 """
 
 from __future__ import annotations
@@ -16,44 +17,48 @@ import ablation
 import cost
 import gate_worth
 import live_rounds
-import peers
+import peers_table
 import reliability_study
 import rows
 
-PAGE = Path(__file__).parent / "README.md"
+HERE = Path(__file__).parent
+PAGES = (HERE.parent / "README.md", HERE / "README.md")
 TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "ablation": ablation.table,
     "reliability": reliability_study.table,
-    "peers": peers.table,
+    "peers": peers_table.table,
     "cost": cost.table,
     "live_rounds": live_rounds.table,
     "gate_worth": gate_worth.table,
 }  # by the file's name, or what it begins with
+VIEWS = {"by_protocol": peers_table.by_protocol, "by_domain": peers_table.by_domain}
 
-_TABLE = re.compile(r"<!-- table:(\w+) -->\n.*?<!-- /table:\1 -->", re.DOTALL)
+_TABLE = re.compile(r"<!-- table:(\w+)( \w+)? -->\n.*?<!-- /table:\1 -->", re.DOTALL)
 
 
 def filled(text: str, results: Path = rows.RESULTS) -> str:
     """Return the page with every table made anew.
 
     Raises:
-        KeyError: a table that nobody knows how to make.
+        KeyError: a table, or a view of one, that nobody knows how to make.
         FileNotFoundError: there are no rows of that name.
     """
 
     def make(found: re.Match[str]) -> str:
-        name = found[1]
-        table = TABLES[next((key for key in TABLES if name == key or name.startswith(f"{key}_")), name)]
+        name, view = found[1], found[2] or ""
+        usual = next((key for key in TABLES if name == key or name.startswith(f"{key}_")), name)
+        table = VIEWS[view.strip()] if view else TABLES[usual]
         body = table(rows.read(results / f"{name}.jsonl")).strip("\n")
-        return f"<!-- table:{name} -->\n{body}\n<!-- /table:{name} -->"
+        return f"<!-- table:{name}{view} -->\n{body}\n<!-- /table:{name} -->"
 
     return _TABLE.sub(make, text)
 
 
 def main() -> None:
-    """Rewrite the page."""
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
-    print(PAGE)
+    """Rewrite the pages."""
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(page)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ import numpy as np
 import pairs
 import rows
 import torch
+from peers_table import table
 
 from edge_sfda import config as configs
 from edge_sfda.adapt import run
@@ -204,56 +205,6 @@ def best(results: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
         if protocol == "online":
             found["continual", method] = found[protocol, method]
     return found
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Return Markdown: a table for each protocol, a row a method, against the source on the same frames.
-
-    Where bursts of a method were run with several numbers of steps, each is a method of its own; a stream has none.
-    """
-    results = _told_apart(results)
-    lines = []
-    for protocol in dict.fromkeys(r["protocol"] for r in results):
-        mine = [r for r in results if r["protocol"] == protocol]
-        source = {(r["pair"], r["street"]): r["miou"] for r in mine if r["method"] == "none"}
-        extra = ["least margin", "worst segment"] if protocol == "continual" else ["worst against source", "rare"]
-        extra += ["steps"] if protocol == "offline" and len({r["steps"] for r in mine}) > 1 else []
-        lines += [f"| {protocol} | mIoU | {' | '.join(extra)} | seconds |", "|---" * (len(extra) + 3) + "|"]
-        order = sorted(dict.fromkeys(r["method"] for r in mine), key=lambda name: -_mean(mine, name, "miou"))
-        for method in order:
-            if protocol == "continual":
-                cells = [f"{_mean(mine, method, key):+.3f}" for key in ("least_margin", "worst_segment")]
-            else:
-                of_method = [r for r in mine if r["method"] == method]
-                # where the source was not measured, no gain is known
-                changes = [r["miou"] - source.get((r["pair"], r["street"]), np.nan) for r in of_method]
-                cells = [f"{min(changes):+.3f}", f"{_mean(mine, method, 'rare'):.3f}"]
-            if "steps" in extra:
-                cells.append(f"{_mean(mine, method, 'steps'):.0f}")
-            cells = [f"{_mean(mine, method, 'miou'):.3f}", *cells, f"{_mean(mine, method, 'seconds'):.0f}"]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _told_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    lengths = {(row["method"], row["steps"]) for row in results if row["protocol"] == "offline"}
-    methods = [method for method, _ in lengths]
-    return [
-        row | {"method": f"{row['method']}, {row['steps']} steps"}
-        if row["protocol"] == "offline" and methods.count(row["method"]) > 1
-        else row
-        for row in results
-    ]
-
-
-def _mean(results: list[dict[str, Any]], method: str, key: str) -> float:
-    """Return the mean over places of the mean over seeds: a method without draws has one seed alone."""
-    by_place: dict[tuple[str, int | None], list[float]] = {}
-    for row in results:
-        if row["method"] == method:
-            by_place.setdefault((row["pair"], row["street"]), []).append(row[key])
-    return float(np.mean([np.mean(values) for values in by_place.values()]))
 
 
 def _places(args: argparse.Namespace, protocol: str) -> list[str]:

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from page import PAGE, filled
+from page import PAGES, filled
 
 
-def test_page_holds_what_the_rows_say() -> None:
-    text = PAGE.read_text(encoding="utf-8")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
+def test_page_holds_what_the_rows_say(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
     assert "<!-- table:" in text
     assert filled(text) == text, "run python benchmarks/page.py"
 
@@ -26,7 +27,21 @@ def test_table_is_made_anew_and_the_rest_stays(tmp_path: Path) -> None:
     assert filled("\n".join(lines), tmp_path) == "\n".join(lines)
 
 
+def test_view_of_rows_is_made_anew_as_it_was_asked_for(tmp_path: Path) -> None:
+    row = {"protocol": "offline", "pair": "dusk", "steps": 160, "miou": 0.5, "rare": 0.25}
+    lines = [json.dumps(row | {"method": method}) for method in ("none", "bn", "tent", "stvm")]
+    (tmp_path / "peers_scene.jsonl").write_text("\n".join(lines))
+    text = "<!-- table:peers_scene by_domain -->\nold\n<!-- /table:peers_scene -->"
+    made = filled(text, tmp_path)
+    assert made.splitlines()[0] == "<!-- table:peers_scene by_domain -->"
+    assert made.splitlines()[-2] == "| dusk | .500 | .500 | .500 | .500 |"
+    assert filled(made, tmp_path) == made
+
+
 def test_table_that_nobody_can_make_is_told(tmp_path: Path) -> None:
+    (tmp_path / "peers.jsonl").write_text("{}")
+    with pytest.raises(KeyError, match="sideways"):
+        filled("<!-- table:peers sideways -->\n<!-- /table:peers -->", tmp_path)
     with pytest.raises(KeyError, match="weather"):
         filled("<!-- table:weather -->\n<!-- /table:weather -->", tmp_path)
     with pytest.raises(FileNotFoundError):

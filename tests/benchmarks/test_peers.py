@@ -5,7 +5,7 @@ from typing import Any
 
 import peers
 import pytest
-from peers import Task, best, measure, segment, table, variants
+from peers import Task, best, measure, segment, variants
 
 from edge_sfda.config import EFFORTS, METHODS, from_dict
 
@@ -74,42 +74,3 @@ def test_rate_with_the_best_mean_is_chosen_and_serves_the_continual_stream() -> 
         for pair, rate, miou in (("dusk", 0.1, 0.5), ("fog", 0.1, 0.1), ("dusk", 0.2, 0.4), ("fog", 0.2, 0.4))
     ]
     assert best(results) == {("offline", "tent"): 0.2, ("online", "tent"): 0.2, ("continual", "tent"): 0.2}
-
-
-def test_table_shows_the_worst_change_of_any_pair_and_seed() -> None:
-    rows = [_row("none", "dusk", 0.3), _row("none", "fog", 0.5)]
-    rows += [_row("tent", "dusk", 0.5), _row("tent", "dusk", 0.4), _row("tent", "fog", 0.45)]
-    lines = table(rows).splitlines()
-    assert lines[2] == "| tent | 0.450 | -0.050 | 0.250 | 2 |"
-    assert lines[3] == "| none | 0.400 | +0.000 | 0.250 | 2 |"
-
-
-def test_gain_is_over_the_source_on_the_same_street() -> None:
-    rows = [_row("none", "dusk", 0.3), _row("none", "dusk", 0.6, street=53)]
-    rows += [_row("tent", "dusk", 0.5), _row("tent", "dusk", 0.7, street=53)]
-    assert table(rows).splitlines()[2] == "| tent | 0.600 | +0.100 | 0.250 | 2 |"
-
-
-def test_table_tells_steps_where_they_differ() -> None:
-    lines = table([_row("none", "dusk", 0.3), _row("tent", "dusk", 0.5, steps=125)]).splitlines()
-    assert lines[0] == "| offline | mIoU | worst against source | rare | steps | seconds |"
-    assert lines[1] == "|---|---|---|---|---|---|"
-    assert lines[2] == "| tent | 0.500 | +0.200 | 0.250 | 125 | 2 |"
-
-
-def test_gain_is_unknown_where_the_source_was_not_measured() -> None:
-    assert table([_row("tent", "dusk", 0.5)]).splitlines()[2] == "| tent | 0.500 | +nan | 0.250 | 2 |"
-
-
-def test_table_tells_runs_of_different_lengths_apart() -> None:
-    found = [_row("none", "dusk", 0.3), _row("tent", "dusk", 0.5), _row("tent", "dusk", 0.4, steps=160)]
-    lines = table(found).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:5]] == ["| tent, 100 steps", "| tent, 160 steps", "| none"]
-    assert [line.split(" | ")[1] for line in lines[2:5]] == ["0.500", "0.400", "0.300"]
-
-
-def test_steps_of_a_burst_are_nothing_to_a_stream() -> None:
-    found = [_row("none", "dusk", 0.3), _row("tent", "dusk", 0.5), _row("tent", "fog", 0.4, steps=160)]
-    lines = table([row | {"protocol": "online"} for row in found]).splitlines()
-    assert lines[0] == "| online | mIoU | worst against source | rare | seconds |"
-    assert lines[2].startswith("| tent | 0.450 |")

@@ -1,0 +1,114 @@
+"""What `peers.py` measured, as tables for the pages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_NAMES = {
+    "none": "source", "bn": "BatchNorm statistics", "tent": "TENT", "eata": "EATA", "sar": "SAR", "rdumb": "RDumb",
+    "roid": "ROID", "cotta": "CoTTA-style", "hamlet": "HAMLET-style", "stvm": "after STvM",
+}  # fmt: skip
+_LEADING = ("none", "bn", "tent", "stvm")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Return Markdown: a table for each protocol, a row a method, against the source on the same frames.
+
+    Where bursts of a method were run with several numbers of steps, each is a method of its own; a stream has none.
+    """
+    results = _told_apart(results)
+    lines = []
+    for protocol in dict.fromkeys(r["protocol"] for r in results):
+        mine = [r for r in results if r["protocol"] == protocol]
+        source = {(r["pair"], r["street"]): r["miou"] for r in mine if r["method"] == "none"}
+        extra = ["least margin", "worst segment"] if protocol == "continual" else ["worst against source", "rare"]
+        extra += ["steps"] if protocol == "offline" and len({r["steps"] for r in mine}) > 1 else []
+        lines += [f"| {protocol} | mIoU | {' | '.join(extra)} | seconds |", "|---" * (len(extra) + 3) + "|"]
+        order = sorted(dict.fromkeys(r["method"] for r in mine), key=lambda name: -_mean(mine, name, "miou"))
+        for method in order:
+            if protocol == "continual":
+                cells = [f"{_mean(mine, method, key):+.3f}" for key in ("least_margin", "worst_segment")]
+            else:
+                of_method = [r for r in mine if r["method"] == method]
+                # where the source was not measured, no gain is known
+                changes = [r["miou"] - source.get((r["pair"], r["street"]), np.nan) for r in of_method]
+                cells = [f"{min(changes):+.3f}", f"{_mean(mine, method, 'rare'):.3f}"]
+            if "steps" in extra:
+                cells.append(f"{_mean(mine, method, 'steps'):.0f}")
+            cells = [f"{_mean(mine, method, 'miou'):.3f}", *cells, f"{_mean(mine, method, 'seconds'):.0f}"]
+            lines.append(f"| {method} | " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def by_protocol(results: list[dict[str, Any]]) -> str:
+    """Return Markdown: a row a method on one pair, offline beside online, ours last; the worst where seeds differ.
+
+    Bursts of a method that took more steps than its shortest are rows of their own.
+    """
+    least = {r["method"]: min(q["steps"] for q in results if q["method"] == r["method"]) for r in results}
+
+    def name(row: dict[str, Any]) -> str:
+        longer = row["protocol"] == "offline" and row["steps"] > least[row["method"]]
+        return _NAMES.get(row["method"], row["method"]) + (f", {row['steps']} steps" if longer else "")
+
+    def cells(mine: list[dict[str, Any]]) -> list[str]:
+        if not mine:
+            return ["", ""]
+        miou = [r["miou"] for r in mine]
+        worst = f" ({_short(min(miou))})" if len(miou) > 1 else ""
+        return [_short(np.mean(miou)) + worst, _short(np.mean([r["rare"] for r in mine]))]
+
+    parts: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in results:
+        parts.setdefault(name(row), {"offline": [], "online": []})[row["protocol"]].append(row)
+
+    def rank(each: str) -> tuple[bool, bool, float]:
+        return each == _NAMES["stvm"], each != _NAMES["none"], np.mean([r["miou"] for r in parts[each]["offline"]])
+
+    lines = ["| | offline, mIoU | rare | online, mIoU | rare |", "|---" * 5 + "|"]
+    for each in sorted(parts, key=rank):
+        line = [each, *cells(parts[each]["offline"]), *cells(parts[each]["online"])]
+        lines.append(_line(line, bold=each == _NAMES["stvm"]))
+    return "\n".join(lines)
+
+
+def by_domain(results: list[dict[str, Any]]) -> str:
+    """Return Markdown: a row a domain, offline, the leading methods beside each other."""
+    mine = [r for r in results if r["protocol"] == "offline" and r["method"] in _LEADING]
+    mine = [r for r in mine if r["steps"] == min(q["steps"] for q in mine if q["method"] == r["method"])]
+    lines = [_line(["domain", *(_NAMES[name] for name in _LEADING)]), "|---" * (len(_LEADING) + 1) + "|"]
+    for pair in dict.fromkeys(r["pair"] for r in mine):
+        cells = [[r["miou"] for r in mine if (r["pair"], r["method"]) == (pair, name)] for name in _LEADING]
+        lines.append(_line([pair, *(_short(np.mean(values)) for values in cells)]))
+    return "\n".join(lines)
+
+
+def _line(cells: list[str], *, bold: bool = False) -> str:
+    return f"| {' | '.join(f'**{cell}**' if bold and cell else cell for cell in cells)} |"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3f}".removeprefix("0")
+
+
+def _told_apart(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    lengths = {(row["method"], row["steps"]) for row in results if row["protocol"] == "offline"}
+    methods = [method for method, _ in lengths]
+    return [
+        row | {"method": f"{row['method']}, {row['steps']} steps"}
+        if row["protocol"] == "offline" and methods.count(row["method"]) > 1
+        else row
+        for row in results
+    ]
+
+
+def _mean(results: list[dict[str, Any]], method: str, key: str) -> float:
+    """Return the mean over places of the mean over seeds: a method without draws has one seed alone."""
+    by_place: dict[tuple[str, int | None], list[float]] = {}
+    for row in results:
+        if row["method"] == method:
+            by_place.setdefault((row["pair"], row["street"]), []).append(row[key])
+    return float(np.mean([np.mean(values) for values in by_place.values()]))
