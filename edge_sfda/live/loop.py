@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,9 +24,10 @@ from edge_sfda.data.frames import U8, Frame, to_input
 from edge_sfda.errors import EdgeSfdaError
 from edge_sfda.live.budget import Budget
 from edge_sfda.live.capture import Capture, Pace, Seen
+from edge_sfda.live.deployment import Deployment
 from edge_sfda.live.events import Events
-from edge_sfda.live.exchange import MODEL, Exchange, artefact_of
-from edge_sfda.live.job import CHECKPOINT, FIRST, ONNX, Failed, Job, Judged, Look, Step
+from edge_sfda.live.exchange import artefact_of
+from edge_sfda.live.job import FIRST, Failed, Job, Judged, Look, Step
 from edge_sfda.live.status import STALE_S, Latest, LoopStatus, Phase
 from edge_sfda.live.tempo import Tempo
 from edge_sfda.live.worker import Worker
@@ -35,7 +36,6 @@ from edge_sfda.runtime.predict import Segmentation, Segmenter
 
 if TYPE_CHECKING:
     from edge_sfda.adapt.probes import Probes
-    from edge_sfda.live.home import Home
 
 _TAKE_S = 0.1  # that the loop waits for a frame before it looks after the rest
 _SENSE_S = 1.0  # between two looks at heat, memory and time spent while a burst runs
@@ -59,6 +59,11 @@ class Place:
     net: str | None = None
     labelled: tuple[U8, U8] | None = None
     device: str = "cpu"
+
+    @property
+    def candidate(self) -> Path:
+        """Where a burst leaves what it has come to."""
+        return self.folder / "candidate"
 
 
 class Loop:
@@ -93,7 +98,8 @@ class Loop:
     ) -> None:
         from edge_sfda.adapt.probes import Probes
 
-        self.segmenter, self.capture, self.generations = segmenter, capture, generations
+        self.segmenter, self.capture = segmenter, capture
+        self.deployment = Deployment(segmenter, generations, net=place.net, homing=config.mode == "auto")
         self.manifest, self.place, self.config, self.adapt = manifest, place, config, adapt
         self.events = events
         self.budget = Budget(config.budget, clock=clock)
@@ -116,7 +122,6 @@ class Loop:
         self._gave_up = False  # the burst before this one, for the stream changed under it
         self._shifted = False  # the stream, which is why it is learned from
         self._fitted: Signals = {}  # of the frames that the newest worker was given
-        self._next_home: Signals | None = None  # what the stream is held against after the change under way
         self._recall = 0  # times that the source may still be asked for, since the stream changed
         self._recall_at = 0  # with so many probes
         self._ask_in = 0  # frames until the same stream is learned from once more, since nothing was accepted; 0: not
@@ -125,11 +130,6 @@ class Loop:
         self._held = ""  # why the budget lets a burst under way wait
         self._sense_at = 0.0
         self._candidate: Judged | None = None
-        self._change: Exchange | None = None  # of the network in use, under way
-        self._home: Home | None = None  # once another network than the source has been in use
-        self._leave: Callable[[], None] = lambda: None  # what `_home` is to do once the change is made
-        self._generation = generations.newest()
-        self._source = next(g for g in generations.all() if g.number == 0)  # stays; all are read and verified for it
         self._latest: Latest | None = None
         self._frames = 0
         self._stale = True
@@ -149,7 +149,7 @@ class Loop:
                 detail=self._detail,
                 step=self._step.number,
                 steps=self._step.of,
-                generation=self._generation.number,
+                generation=self.deployment.generation.number,
                 frames=self._frames,
                 fps=self._tempo.fps,
                 latency_ms=self._tempo.latency_ms,
@@ -215,26 +215,26 @@ class Loop:
         Raises:
             DataError: a recording cannot be read further. A camera is tried again for ever.
         """
-        self.events.tell("started", mode=self.config.mode, generation=self._generation.number)
+        self.events.tell("started", mode=self.config.mode, generation=self.deployment.generation.number)
         try:
-            self._leave_home(self._generation)()
+            self.deployment.begin()
             while not self._stopping.is_set():
                 on_turn()
                 seen = self.capture.take(_TAKE_S)
                 if seen is None and self.capture.ended:
                     break
-                if self._change is None:
+                if not self.deployment.changing:
                     self._obey()  # an order waits for a change under way: it may be about the network that comes
                 if seen is not None:
                     self._take(seen, on_frame)
                 elif self._clock() - self._taken_at > STALE_S:
                     self._set_stale(self.capture.status().trouble or "no frame")
                 self._look_after_worker()
-                self._look_after_change()
+                self.deployment.settle()
         finally:
             self._end_worker()
-            self._look_after_change(wait=True)
-            self.events.tell("stopped", frames=self._frames, generation=self._generation.number)
+            self.deployment.settle(wait=True)
+            self.events.tell("stopped", frames=self._frames, generation=self.deployment.generation.number)
             self.events.flush()
 
     def _take(self, seen: Seen, on_frame: Callable[[Latest, Segmentation], None]) -> None:
@@ -307,24 +307,12 @@ class Loop:
     def _go_home(self) -> None:
         """Use the source at once: frames lie where it was trained. What a burst makes of it here is judged as ever."""
         reason = "frames lie much nearer to the source than to what is in use"
-        self.events.tell("came home", generation=self._generation.number)
+        self.events.tell("came home", generation=self.deployment.generation.number)
         self._on_shift("the stream came home")
         self._recall = 0  # nobody needs to be asked
         if self._job is not None and self._job.recall:
             self._end_worker()
-        self._swap_beside(lambda: self._keep_source({"accepted": "source", "reason": reason}), reason)
-
-    def _leave_home(self, generation: Generation) -> Callable[[], None]:
-        """Read what frames are held against while a generation is in use; returns what makes it so, once it is."""
-        if self.config.mode != "auto" or (self._home is None and generation.number == 0):
-            return lambda: None
-        if self._home is None:
-            from edge_sfda.live.home import Home
-            from edge_sfda.nets import load
-
-            self._home = Home(*load(self._source.checkpoint, allow=self.place.net))
-        home, statistics = self._home, self._home.statistics_of(generation.checkpoint)
-        return lambda: home.leave(statistics)
+        self._swap_beside(lambda: self.deployment.keep_source({"accepted": "source", "reason": reason}), reason)
 
     def _collect(self, why: str, *, shifted: bool = False) -> None:
         if self._phase in (Phase.OFF, Phase.ADAPTING):
@@ -334,8 +322,7 @@ class Loop:
         self._probes.restart()
         self._candidate = None
         self._ask_in = 0
-        at_home = self._generation.number == 0 or self._generation.report.get("accepted") == "source"
-        self._recall = _RECALLS if self.config.mode == "auto" and not at_home else 0
+        self._recall = _RECALLS if self.config.mode == "auto" and not self.deployment.is_source else 0
         self._recall_at = min(self.config.gate.recall, self.config.gate.least) + 1  # two are often alike
         self._set(Phase.COLLECTING, why)
 
@@ -349,9 +336,8 @@ class Loop:
         import torch
 
         x = to_input(frame.image, self.manifest.preprocessing)
-        may_change = self._change is None and self._phase is not Phase.PAUSED
-        if self._home is not None and may_change and self._home.look(x, frame.captured_at):
-            self._home.leave(None)  # asked once, whatever comes of it
+        may_change = not self.deployment.changing and self._phase is not Phase.PAUSED
+        if may_change and self.deployment.came_home(x, frame.captured_at):
             self._go_home()
         if not self._probes.offer(torch.from_numpy(x)):
             self._learn.append(x)
@@ -400,14 +386,13 @@ class Loop:
 
     def _make_job(self, *, recall: bool = False) -> Job:
         self._fitted = self._trigger.recent(self._probes.offered)
-        work = self.place.folder / "candidate"
-        work.mkdir(parents=True, exist_ok=True)
+        self.place.candidate.mkdir(parents=True, exist_ok=True)
         gate = self.config.gate
         probes = self._probes.frames().numpy()
         return Job(
-            source=self._source.checkpoint,
-            deployed=self._generation.checkpoint,
-            running=artefact_of(self._generation),
+            source=self.deployment.source.checkpoint,
+            deployed=self.deployment.generation.checkpoint,
+            running=artefact_of(self.deployment.generation),
             net=self.place.net,
             frames=probes[:0] if recall else np.stack(self._learn),
             probes=probes,
@@ -415,7 +400,7 @@ class Loop:
             adapt=self.adapt,
             gate=replace(gate, least=min(gate.least, gate.recall)) if recall else gate,
             budget=self.config.budget,
-            folder=work,
+            folder=self.place.candidate,
             onnx=self.config.onnx,
             device=self.place.device,
             recall=recall,
@@ -490,7 +475,7 @@ class Loop:
             self._set(Phase.WATCHING, f"given up after {self.config.retries} retries: {why}")
             self._ask_later()
             return
-        in_use = self._generation  # a first look may have changed it
+        in_use = self.deployment.generation  # a first look may have changed it
         job = replace(self._job, deployed=in_use.checkpoint, running=artefact_of(in_use))
         self._begin(job)  # from the source, on the same frames
 
@@ -572,24 +557,7 @@ class Loop:
         self._begin_change(lambda: self._keep(judged), taken, failed, fitted=self._fitted)
 
     def _keep(self, judged: Judged) -> Generation:
-        from edge_sfda import checkpoint
-
-        if judged.accepted == "source":
-            return self._keep_source(judged.decision)
-        files = self.place.folder / "candidate" / judged.files
-        path, model = files.with_suffix(CHECKPOINT), files.with_suffix(ONNX)
-        extra = {MODEL: model.read_bytes()} if model.exists() and judged.onnx else {}
-        manifest = Manifest.from_json(judged.manifest)
-        return self.generations.accept(checkpoint.load(path).state, manifest, report=judged.decision, files=extra)
-
-    def _keep_source(self, report: Mapping[str, object]) -> Generation:
-        """Let the source be the newest generation."""
-        from edge_sfda import checkpoint
-
-        source, model = self._source, self._source.path / MODEL
-        extra = {MODEL: model.read_bytes()} if model.exists() else {}
-        state = checkpoint.load(source.checkpoint).state
-        return self.generations.accept(state, source.manifest, report=report, files=extra)
+        return self.deployment.keep(judged, self.place.candidate)
 
     def _roll_back(self, steps: int, why: str) -> None:
         def taken(generation: Generation) -> None:
@@ -598,7 +566,7 @@ class Loop:
                 self._set(Phase.WATCHING, f"back at generation {generation.number}: {why}")
 
         self._begin_change(
-            lambda: self.generations.rollback(steps), taken, lambda error: self.events.tell("refused", why=str(error))
+            lambda: self.deployment.back(steps), taken, lambda error: self.events.tell("refused", why=str(error))
         )
 
     def _begin_change(
@@ -609,39 +577,21 @@ class Loop:
         *,
         fitted: Signals | None = None,
     ) -> None:
-        """Write or find a generation and load it beside the frames; `taken` or `failed` follows between two of them.
+        """Change the network in use beside the frames; `taken` or `failed` follows between two of them.
 
         From then on the stream is held against the signals `fitted`, of the frames that it is for, where known.
         A recording that is taken as fast as it goes waits for it: each of its frames is due to the newest network.
         """
 
-        def chosen() -> Generation:
-            generation = choose()
-            self._leave = self._leave_home(generation)
-            return generation
+        def in_use(generation: Generation) -> None:
+            self._dominant.clear()
+            self._ask_in = self._asked = 0
+            self._trigger.rebase(fitted)
+            taken(generation)
 
-        self._look_after_change(wait=True)  # one after the other
-        self._change = Exchange(self.segmenter, chosen, taken, failed)
-        self._next_home = fitted
+        self.deployment.change(choose, in_use, failed)
         if self.capture.pace is Pace.FAST:
-            self._look_after_change(wait=True)
-
-    def _look_after_change(self, *, wait: bool = False) -> None:
-        change = self._change
-        if change is None or not (wait or change.ready):
-            return
-        self._change = None
-        try:
-            generation = change.take()
-        except (EdgeSfdaError, OSError) as error:
-            change.failed(error)
-            return
-        self._leave()
-        self._dominant.clear()
-        self._generation = generation
-        self._ask_in = self._asked = 0
-        self._trigger.rebase(self._next_home)
-        change.taken(generation)
+            self.deployment.settle(wait=True)
 
     def _watch_swap(self) -> None:
         """Take a swap back where one class has swallowed the picture since."""

@@ -484,7 +484,7 @@ def test_source_is_asked_where_another_network_was_deployed_by_the_loop(
     mode: str, number: int, accepted: str, asks: bool, make_loop: Make
 ) -> None:
     loop = make_loop(worker=Fakes(), gate=GATE, mode=mode).loop
-    loop._generation = replace(loop._generation, number=number, report={"accepted": accepted})
+    loop.deployment.generation = replace(loop.deployment.generation, number=number, report={"accepted": accepted})
     loop._collect("a shift was found")
     assert bool(loop._recall) == asks
 
@@ -520,7 +520,7 @@ def test_stream_that_comes_home_uses_the_source_at_once_and_learns_anew(make_loo
 
 def test_run_that_is_taken_up_again_knows_what_is_in_use(make_loop: Make) -> None:
     run = make_loop("scene:day?frames=12&fps=5&seed=5", worker=Fakes(), gate=GATE)
-    run.loop._generation = run.loop._keep(_foggy(run.loop._make_job(recall=True)))
+    run.loop.deployment.generation = run.loop._keep(_foggy(run.loop._make_job(recall=True)))
     _run(run)
     assert run.kinds().count("came home") == 1
     assert run.loop.status().generation == 2
