@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := test,pretrained,cpu,nvrtc,tensorrt-rtx,bags,live,rerun,ros
 CAMVID ?= ../shared/data/camvid
+SOURCE ?= runs/camvid_source.safetensors
 
 .DELETE_ON_ERROR:
 .PHONY: demo test lint types unit bench venv clean
@@ -26,8 +27,12 @@ types: $(STAMP)
 unit: $(STAMP)
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/camvid_day_dusk.py --data $(CAMVID)
+bench: $(SOURCE)
+	$(BIN)/python benchmarks/peers.py --pair dusk --data $(CAMVID) --source $(SOURCE) --jobs 2
+
+$(SOURCE): | $(STAMP)
+	mkdir -p $(@D)
+	$(BIN)/python benchmarks/train_camvid_source.py --data $(CAMVID) -o $@
 
 venv: $(STAMP)
 

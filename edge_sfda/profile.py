@@ -50,7 +50,7 @@ class RuntimeProfile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Budget:
+class BudgetProfile:
     """What adaptation may take from the device, beside inference."""
 
     share: float = 0.25  # of the compute, 0..1; 0 never adapts
@@ -76,7 +76,7 @@ class Profile:
     board: str = ""
     input: InputSize = field(default_factory=InputSize)
     runtime: RuntimeProfile = field(default_factory=RuntimeProfile)
-    budget: Budget = field(default_factory=Budget)
+    budget: BudgetProfile = field(default_factory=BudgetProfile)
     adapt: Mapping[str, Any] = field(default_factory=dict)  # over the defaults of `AdaptConfig`, nested as there
 
     def __post_init__(self) -> None:

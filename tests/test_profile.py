@@ -7,7 +7,7 @@ import pytest
 
 from edge_sfda import config, profile
 from edge_sfda.errors import ConfigError
-from edge_sfda.profile import Budget, InputSize, Profile, RuntimeProfile
+from edge_sfda.profile import BudgetProfile, InputSize, Profile, RuntimeProfile
 
 SHIPPED = ("agx-orin", "cpu", "orin-nano", "orin-nx", "thor", "x86-rtx")
 
@@ -22,7 +22,7 @@ def test_shipped_profile_states_every_value_with_its_reason(name: str) -> None:
     assert loaded.board
     lines = (profile.folder() / f"{name}.toml").read_text().splitlines()
     stated = {line.split(" =")[0] for line in lines if " = " in line}
-    for part in (InputSize, RuntimeProfile, Budget):
+    for part in (InputSize, RuntimeProfile, BudgetProfile):
         assert {field.name for field in dataclasses.fields(part)} <= stated
     # the two sides of the input share the reason beside their table's name
     bare = [line for line in lines if " = " in line and "#" not in line]
@@ -43,7 +43,7 @@ def test_file_lies_over_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text('board = "mine"\n[budget]\nshare = 1\n[adapt.burst]\nsteps = 7\n')
     loaded = profile.load(str(path))
-    assert loaded == Profile(board="mine", budget=Budget(share=1.0), adapt={"burst": {"steps": 7}})
+    assert loaded == Profile(board="mine", budget=BudgetProfile(share=1.0), adapt={"burst": {"steps": 7}})
     settings = loaded.settings(config.preset("tent"))
     assert (settings.method, settings.burst.steps, settings.burst.rate) == ("tent", 7, 1e-3)
 
