@@ -1,18 +1,19 @@
 """The live loop over day, dusk, night and fog, round after round: its running mIoU against that of the source.
 
-    python benchmarks/live_rounds.py [--rounds 3] [--frames 600]
+    python benchmarks/live_rounds.py [--rounds 3] [--frames 600] [--effort cheap]
     python benchmarks/live_rounds.py --minutes 2      # scene:day-dusk as it is, a row every ten seconds
 
 The loop of `edge-sfda adapt --camera` as it is, with trigger, burst, gate and swap, on a street that goes on through
 the seasons; each frame is predicted before anything is learned from it, and labels only count. A burst runs in this
-process and takes no time of its own, so its end is told `--burst` frames after its beginning, as on a board that learns
-beside its camera.
+process and takes no time of its own, so what it says is heard as many frames after its beginning as `live_latency.py`
+measured, as on a board that learns beside its camera.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ import rows
 from live_run import MODEL, open_loop
 from peers import SEASONS
 
-from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig
+from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig, with_effort
 from edge_sfda.data.frames import Frame, FrameSource
 from edge_sfda.data.sources import SceneSource
 from edge_sfda.live.capture import Pace
@@ -31,9 +32,24 @@ from edge_sfda.nets import Predictor, load
 
 FPS = 10.0
 CHECKPOINT_S = 10.0
-# frames at that rate, as timed on two quiet cores, the start of the process included
-RECALL = 23  # that a judgement between source and network in use takes
-FIRST_LOOK = 107  # until a burst has told what the target's statistics are worth
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Frames at that rate until a worker has answered, from its start, as `live_latency.py --parts burst` timed it.
+
+    Args:
+        recall: until it has judged the source against the network in use.
+        first_look: until a burst has told what the target's statistics are worth.
+        end: until the burst is over.
+    """
+
+    recall: int
+    first_look: int
+    end: int
+
+
+TIMING = {"full": Timing(20, 117, 520), "cheap": Timing(20, 117, 200)}
 
 
 class Street(FrameSource):
@@ -70,8 +86,9 @@ class Beside:
     alive = True
     exit_code = None
 
-    def __init__(self, job: Job, turns: int) -> None:
-        self._end = RECALL if job.recall else turns
+    def __init__(self, job: Job, timing: Timing) -> None:
+        self._first_look = timing.first_look
+        self._end = timing.recall if job.recall else timing.end
         self._turns = 0
         self._said: list[Any] = []
         work(self, job)
@@ -87,9 +104,12 @@ class Beside:
     def messages(self) -> Iterator[Any]:
         """Yield what was said, once it is time."""
         self._turns += 1
-        due = [m for m in self._said if self._turns >= (FIRST_LOOK if getattr(m, "files", "") == FIRST else self._end)]
+        due = [m for m in self._said if self._turns >= self._due(m)]
         self._said = [message for message in self._said if message not in due]
         yield from (message for message in due if not isinstance(message, Step))
+
+    def _due(self, message: Any) -> int:
+        return self._first_look if getattr(message, "files", "") == FIRST else self._end
 
     def pause(self, wanted: bool) -> None:
         """It is over already."""
@@ -102,7 +122,7 @@ class Beside:
         """Nothing to end."""
 
 
-def go(specs: Sequence[str], every: int, burst: int) -> list[dict[str, Any]]:
+def go(specs: Sequence[str], every: int, effort: str) -> list[dict[str, Any]]:
     """Run the loop; returns a row for every so many frames, and one for the whole."""
     net, manifest = load(MODEL)
     source = Predictor(net, manifest)
@@ -112,8 +132,8 @@ def go(specs: Sequence[str], every: int, burst: int) -> list[dict[str, Any]]:
     street = Street(specs)
     found: list[dict[str, Any]] = []
     config = LiveConfig(onnx=False, budget=BudgetConfig(share=1.0, seconds_per_hour=3600.0))
-    with open_loop(lambda: street, pace=Pace.FAST, config=config, adapt=AdaptConfig()) as run:
-        run.loop._make_worker = lambda job: Beside(job, burst)  # type: ignore[assignment, return-value]
+    with open_loop(lambda: street, pace=Pace.FAST, config=config, adapt=with_effort(AdaptConfig(), effort)) as run:
+        run.loop._make_worker = lambda job: Beside(job, TIMING[effort])  # type: ignore[assignment, return-value]
         run.loop._clock = lambda: run.loop.latest().frame.captured_at if run.loop.latest() else 0.0  # type: ignore[union-attr]
 
         def look(latest: Any, seen: Any) -> None:
@@ -142,7 +162,8 @@ def go(specs: Sequence[str], every: int, burst: int) -> list[dict[str, Any]]:
         {
             "what": "whole",
             "frames": len(found) * every,
-            "burst_frames": burst,
+            "effort": effort,
+            **{f"{name}_frames": value for name, value in asdict(TIMING[effort]).items()},
             "miou": round(whole.miou(), 4),
             "source_miou": round(theirs.miou(), 4),
             "least_running_margin": min(row["running_margin"] for row in found),
@@ -185,20 +206,20 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of scene:day-dusk, in place of the rounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=600, help="of a season: a minute of a camera of 10 Hz")
-    parser.add_argument("--burst", type=int, default=370, help="frames that a burst takes: one on a core of this kind")
+    parser.add_argument("--effort", choices=TIMING, default="full")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     args = parser.parse_args()
     if args.minutes is not None:
         frames = round(args.minutes * 60 * FPS)
-        results = go([f"scene:day-dusk?frames={frames}&seed={args.street}"], round(CHECKPOINT_S * FPS), args.burst)
+        results = go([f"scene:day-dusk?frames={frames}&seed={args.street}"], round(CHECKPOINT_S * FPS), args.effort)
         name = "live_dusk"
     else:
         specs = [
             f"scene:{SEASONS[index % len(SEASONS)]}?frames={args.frames}&seed={args.street}&start={index * args.frames}"
             for index in range(args.rounds * len(SEASONS))
         ]
-        results = of_seasons(go(specs, args.frames, args.burst))
-        name = "live_rounds"
+        results = of_seasons(go(specs, args.frames, args.effort))
+        name = "live_rounds" if args.effort == "full" else f"live_rounds_{args.effort}"
         print(table(results))
     results = [row | {"street": args.street} for row in results]
     print(results[-1])
