@@ -22,6 +22,7 @@ from edge_sfda.nets.normalisation import batch_norms, distances, running
 _EVERY_S = 0.2  # seconds of the stream: on a CPU the first layer costs a tenth of the network
 _PATIENCE = 2  # looks in a row: a single one may be a glare
 _MUCH = 0.5  # of the distance to the network in use, that the one to the source is to stay below
+_NEAR = 0.05  # of a weight's norm, that the first layers may have moved by: a burst's last steps train them a little
 _FAR = 0.2  # nats a channel, that the network in use is to be away: a mild shift can wait for the gate
 
 Statistics = tuple[Tensor, Tensor]
@@ -30,7 +31,8 @@ Statistics = tuple[Tensor, Tensor]
 class Home:
     """Looks at frames while a network other than the source is in use.
 
-    A network without BatchNorm, or whose first layers are not the source's, has nothing to tell by.
+    A network without BatchNorm, or whose first layers are not the source's but for what a burst moves them by, has
+    nothing to tell by.
 
     Args:
         net: the source, on the CPU.
@@ -60,7 +62,7 @@ class Home:
         mean, variance = (f"{self._name}.{what}" for what in ("running_mean", "running_var"))
         if not theirs.keys() >= {mean, variance, *names[:first]}:
             return None  # of another layout: a network of one's own
-        if not all(torch.equal(mine[name], theirs[name]) for name in names[:first]):
+        if not all(_near(theirs[name], mine[name]) for name in names[:first]):
             return None
         if torch.equal(mine[mean], theirs[mean]) and torch.equal(mine[variance], theirs[variance]):
             return None
@@ -87,3 +89,7 @@ class Home:
         here, there = distances(self._layer, self._net, frame, running(self._layer), self._in_use)
         self._in_a_row = self._in_a_row + 1 if here < _MUCH * there and there > _FAR else 0
         return self._in_a_row >= _PATIENCE
+
+
+def _near(theirs: Tensor, mine: Tensor) -> bool:
+    return theirs.shape == mine.shape and bool((theirs - mine).float().norm() <= _NEAR * mine.float().norm())

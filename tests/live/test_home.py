@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from edge_sfda import checkpoint
+from edge_sfda.adapt import run
+from edge_sfda.config import AdaptConfig, BurstConfig
 from edge_sfda.data.frames import U8
 from edge_sfda.live.home import Home
 from edge_sfda.manifest import Manifest
@@ -101,6 +103,32 @@ def test_nothing_is_told_where_the_first_layers_are_not_the_source_s(
 ) -> None:
     home, path = saved(AWAY, change)
     assert home.statistics_of(path) is None
+
+
+def _moved(state: State) -> State:
+    first = next(iter(state))
+    noise = torch.randn(state[first].shape, generator=torch.Generator().manual_seed(0))
+    return state | {first: state[first] + 0.02 * state[first].norm() * noise / noise.norm()}
+
+
+def test_home_is_seen_where_a_burst_has_moved_the_first_layers_a_little(saved: Make) -> None:
+    home, path = saved(AWAY, _moved)
+    home.leave(home.statistics_of(path))
+    assert _asks(home, AWAY) == []
+    assert _asks(home, HOME)[0] == LOOKS
+
+
+def test_home_is_seen_after_a_burst_with_the_default_settings(tmp_path: Path) -> None:
+    net, manifest = load(MODEL)
+    method = run.make(net, manifest, AdaptConfig(burst=BurstConfig(steps=3, batch=2)))
+    run.offline(method, [torch.from_numpy(frame) for frame in _frames(AWAY, 4)])
+    assert method.config.own_steps < 3, "it does not consolidate"
+    path = tmp_path / "burst.safetensors"
+    checkpoint.save(path, method.deployed.state_dict(), manifest)
+    home = Home(*_fitted(HOME))
+    home.leave(home.statistics_of(path))
+    assert _asks(home, AWAY) == []
+    assert _asks(home, HOME)[0] == LOOKS
 
 
 def test_change_of_the_network_in_use_begins_to_count_anew(saved: Make) -> None:
