@@ -74,14 +74,17 @@ def variants(
     named = {method: configs.preset(method) for method in configs.METHODS}
     named["bn-mix"] = configs.from_dict({"method": "bn", "statistics": {"blend": 0.75}})
     if protocol != "offline":  # there all frames are known at once
-        named["bn-momentum"] = configs.from_dict({"method": "bn", "statistics": _MOMENTUM})
+        named |= {
+            f"{name}-momentum": configs.from_dict({"statistics": _MOMENTUM}, base=named[name])
+            for name in ("bn", "tent", "eata")
+        }
     named["stvm-literal"] = configs.from_dict(_LITERAL, base=configs.preset("mean-teacher"))
     named[_CHEAP] = configs.from_dict(configs.EFFORTS["cheap"])
     found = {}
     for name, config in named.items():
         usual = config.burst.steps if name == _CHEAP else steps  # few steps are what makes it cheap
         burst = dataclasses.replace(config.burst, steps=round(usual / (costs or {}).get(name, 1.0)))
-        rate = rates.get((protocol, name))
+        rate = rates.get((protocol, name.removesuffix("-momentum")))
         if rate is not None and protocol == "offline":
             burst = dataclasses.replace(burst, rate=rate)
         elif rate is not None:  # the share of the rate is what a stream goes by

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,19 @@ def test_every_method_is_there_with_the_same_number_of_steps_and_its_tuned_rate(
     assert set(found) == {*METHODS, "bn-mix", "stvm-literal", "stvm-cheap"}
     assert {config.burst.steps for name, config in found.items() if name != "stvm-cheap"} == {7}
     assert found["stvm-cheap"] == from_dict(EFFORTS["cheap"])
-    assert set(variants(7, {}, "online")) == set(variants(7, {}, "continual")) == {*found, "bn-momentum"}
+    faster = {"bn-momentum", "tent-momentum", "eata-momentum"}
+    assert set(variants(7, {}, "online")) == set(variants(7, {}, "continual")) == {*found, *faster}
     assert found["tent"].burst.rate == 0.5
     assert found["sar"].burst.rate == variants(7, {}, "offline")["sar"].burst.rate
     online = variants(7, {("online", "sar"): 0.25}, "online")["sar"].burst
     assert (online.rate, online.online_share) == (0.25, 1.0)
+
+
+def test_faster_statistics_leave_the_rest_of_a_peer_as_it_is() -> None:
+    found = variants(7, {("online", "tent"): 0.25}, "online")
+    statistics = found["tent-momentum"].statistics
+    assert (statistics.momentum, statistics.source_frames) == (0.1, 10)
+    assert replace(found["tent-momentum"], statistics=found["tent"].statistics) == found["tent"]
 
 
 def test_equal_seconds_are_more_steps_of_what_costs_less() -> None:
