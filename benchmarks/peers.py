@@ -76,7 +76,7 @@ def variants(
     if protocol != "offline":  # there all frames are known at once
         named |= {
             f"{name}-momentum": configs.from_dict({"statistics": _MOMENTUM}, base=named[name])
-            for name in ("bn", "tent", "eata")
+            for name in ("bn", *TUNED)
         }
     named["stvm-literal"] = configs.from_dict(_LITERAL, base=configs.preset("mean-teacher"))
     named[_CHEAP] = configs.from_dict(configs.EFFORTS["cheap"])

@@ -44,7 +44,7 @@ def test_every_method_is_there_with_the_same_number_of_steps_and_its_tuned_rate(
     assert set(found) == {*METHODS, "bn-mix", "stvm-literal", "stvm-cheap"}
     assert {config.burst.steps for name, config in found.items() if name != "stvm-cheap"} == {7}
     assert found["stvm-cheap"] == from_dict(EFFORTS["cheap"])
-    faster = {"bn-momentum", "tent-momentum", "eata-momentum"}
+    faster = {f"{name}-momentum" for name in ("bn", *peers.TUNED)}
     assert set(variants(7, {}, "online")) == set(variants(7, {}, "continual")) == {*found, *faster}
     assert found["tent"].burst.rate == 0.5
     assert found["sar"].burst.rate == variants(7, {}, "offline")["sar"].burst.rate
