@@ -21,7 +21,7 @@ import rows
 from live_run import MODEL, open_loop
 from peers import SEASONS
 
-from edge_sfda.config import AdaptConfig, BudgetConfig, LiveConfig, with_effort
+from edge_sfda.config import EFFORTS, AdaptConfig, BudgetConfig, LiveConfig, with_effort
 from edge_sfda.data.frames import Frame, FrameSource
 from edge_sfda.data.sources import SceneSource
 from edge_sfda.live.capture import Pace
@@ -36,7 +36,7 @@ CHECKPOINT_S = 10.0
 
 @dataclass(frozen=True)
 class Timing:
-    """Frames at that rate until a worker has answered, from its start, as `live_latency.py --parts burst` timed it.
+    """Frames at that rate until a worker has answered, from its start.
 
     Args:
         recall: until it has judged the source against the network in use.
@@ -49,7 +49,11 @@ class Timing:
     end: int
 
 
-TIMING = {"full": Timing(25, 129, 526), "cheap": Timing(26, 122, 236)}  # of every burst of a run but its first
+def timing_of(effort: str) -> Timing:
+    """Return what `live_latency.py --parts burst burst-cheap` timed of every burst of a run but its first."""
+    timed = rows.read(rows.RESULTS / "live_latency.jsonl")
+    row = next(r for r in timed if r["what"] == "burst" and r["onnx"] and r["effort"] == effort)
+    return Timing(*(round(row[key] * FPS) for key in ("question_s", "next_first_look_s", "next_burst_s")))
 
 
 class Street(FrameSource):
@@ -131,9 +135,10 @@ def go(specs: Sequence[str], every: int, effort: str) -> list[dict[str, Any]]:
     part, source_part = ConfusionMatrix(*classes), ConfusionMatrix(*classes)
     street = Street(specs)
     found: list[dict[str, Any]] = []
+    timing = timing_of(effort)
     config = LiveConfig(onnx=False, budget=BudgetConfig(share=1.0, seconds_per_hour=3600.0))
     with open_loop(lambda: street, pace=Pace.FAST, config=config, adapt=with_effort(AdaptConfig(), effort)) as run:
-        run.loop._make_worker = lambda job: Beside(job, TIMING[effort])  # type: ignore[assignment, return-value]
+        run.loop._make_worker = lambda job: Beside(job, timing)  # type: ignore[assignment, return-value]
         run.loop._clock = lambda: run.loop.latest().frame.captured_at if run.loop.latest() else 0.0  # type: ignore[union-attr]
 
         def look(latest: Any, seen: Any) -> None:
@@ -163,7 +168,7 @@ def go(specs: Sequence[str], every: int, effort: str) -> list[dict[str, Any]]:
             "what": "whole",
             "frames": len(found) * every,
             "effort": effort,
-            **{f"{name}_frames": value for name, value in asdict(TIMING[effort]).items()},
+            **{f"{name}_frames": value for name, value in asdict(timing).items()},
             "miou": round(whole.miou(), 4),
             "source_miou": round(theirs.miou(), 4),
             "least_running_margin": min(row["running_margin"] for row in found),
@@ -206,7 +211,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="of scene:day-dusk, in place of the rounds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--frames", type=int, default=600, help="of a season: a minute of a camera of 10 Hz")
-    parser.add_argument("--effort", choices=TIMING, default="full")
+    parser.add_argument("--effort", choices=EFFORTS, default="full")
     parser.add_argument("--dry", action="store_true", help="write no rows")
     args = parser.parse_args()
     if args.minutes is not None:

@@ -48,7 +48,7 @@ def by_protocol(results: list[dict[str, Any]]) -> str:
 
     Bursts of a method that took more steps than its shortest are rows of their own.
     """
-    least = {r["method"]: min(q["steps"] for q in results if q["method"] == r["method"]) for r in results}
+    least = _least_steps(results)
 
     def name(row: dict[str, Any]) -> str:
         longer = row["protocol"] == "offline" and row["steps"] > least[row["method"]]
@@ -78,12 +78,22 @@ def by_protocol(results: list[dict[str, Any]]) -> str:
 def by_domain(results: list[dict[str, Any]]) -> str:
     """Return Markdown: a row a domain, offline, the leading methods beside each other."""
     mine = [r for r in results if r["protocol"] == "offline" and r["method"] in _LEADING]
-    mine = [r for r in mine if r["steps"] == min(q["steps"] for q in mine if q["method"] == r["method"])]
+    least = _least_steps(mine)
+    mine = [r for r in mine if r["steps"] == least[r["method"]]]
     lines = [_line(["domain", *(_NAMES[name] for name in _LEADING)]), "|---" * (len(_LEADING) + 1) + "|"]
     for pair in dict.fromkeys(r["pair"] for r in mine):
         cells = [[r["miou"] for r in mine if (r["pair"], r["method"]) == (pair, name)] for name in _LEADING]
         lines.append(_line([pair, *(_short(np.mean(values)) for values in cells)]))
     return "\n".join(lines)
+
+
+def _least_steps(results: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the steps of each method's shortest bursts."""
+    least: dict[str, int] = {}
+    for row in results:
+        if row["protocol"] == "offline":
+            least[row["method"]] = min(row["steps"], least.get(row["method"], row["steps"]))
+    return least
 
 
 def _line(cells: list[str], *, bold: bool = False) -> str:

@@ -14,6 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import pairs
 import rows
 import torch
 
@@ -26,18 +27,18 @@ from edge_sfda.nets.pretrained import load_imagenet
 from edge_sfda.train.evaluation import evaluate
 from edge_sfda.train.supervised import Trainer, prepare, split
 
-SEQUENCES = {"day": ("0016E5", "0006R0"), "dusk": ("0001TP",)}
+LEARNED = {"day": ("0016E5", "0006R0"), "dusk": (pairs.SEQUENCES["dusk"],)}
 # EfficientNet's own momentum: half a point better on Seq05VD than 0.1; stronger colour was no better there. Dusk has a
 # quarter of the frames, so twice the epochs, and statistics that can follow in so few steps
 EPOCHS, MOMENTUM = {"day": 20, "dusk": 40}, {"day": 0.01, "dusk": 0.05}
-UNSEEN = "Seq05VD"
+UNSEEN = pairs.SEQUENCES["drive"]
 
 
 def train(data: Path, out: Path, at: str, seed: int) -> None:
     """Train from ImageNet's weights and write the best epoch."""
     torch.manual_seed(seed)
     config = TrainConfig(seed=seed, epochs=EPOCHS[at], momentum=MOMENTUM[at])
-    whole = open_dataset([str(data / name) for name in SEQUENCES[at]], classes="camvid")
+    whole = open_dataset([str(data / name) for name in LEARNED[at]], classes="camvid")
     learn, val = split(whole, 0.1)
     manifest = Manifest(
         NetSpec("lite0", 4), whole.classes, Preprocessing(360, 480), class_weight=prepare(learn, config)
@@ -63,7 +64,7 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--out", type=Path, metavar="CHECKPOINT", help="train a source to this file")
     what.add_argument("--test", type=Path, metavar="CHECKPOINT", help="train none")
-    parser.add_argument("--at", choices=SEQUENCES, default="day")
+    parser.add_argument("--at", choices=LEARNED, default="day")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.out is not None:

@@ -207,8 +207,7 @@ def test_observed_statistics_move_less_and_less_down_to_a_hundredth(make_toy: Ma
 
 def test_observed_statistics_can_move_by_the_same_share_each_frame(make_toy: Make, make_manifest: Make) -> None:
     net = make_toy()
-    statistics = StatisticsConfig(source_frames=10, momentum=0.1)
-    method = baselines.Statistics(net, make_manifest(), AdaptConfig(statistics=statistics))
+    method = _still(net, make_manifest(), source_frames=10, momentum=0.1)
     target = _encoded(net, method, 200.0)
     for step in range(1, 30):
         method.observe(_grey(200)[None])

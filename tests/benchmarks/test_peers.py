@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import peers
 import pytest
@@ -71,14 +70,9 @@ def test_step_costs_are_in_steps_of_ours() -> None:
     assert costs["tent"] > 0
 
 
-def _row(method: str, pair: str, miou: float, **more: Any) -> dict[str, Any]:
-    row = {"protocol": "offline", "method": method, "pair": pair, "street": 43, "steps": 100}
-    return row | {"miou": miou, "rare": 0.25, "seconds": 2.0} | more
-
-
 def test_rate_with_the_best_mean_is_chosen_and_serves_the_continual_stream() -> None:
     results = [
-        _row("tent", pair, miou, rate=rate, protocol=protocol)
+        {"method": "tent", "pair": pair, "miou": miou, "rate": rate, "protocol": protocol}
         for protocol in ("offline", "online")
         for pair, rate, miou in (("dusk", 0.1, 0.5), ("fog", 0.1, 0.1), ("dusk", 0.2, 0.4), ("fog", 0.2, 0.4))
     ]
