@@ -111,7 +111,7 @@ class Adapter(Method):
                     self._weigh(view)
 
     def observe(self, frames: Tensor) -> None:
-        """See `Method.observe`; uses the source where the frames lie nearer to it, and begins anew where that lasts.
+        """See `Method.observe`; uses the source at home, begins anew where that lasts, and forgets where it changes.
 
         Raises:
             FrameError: see `step`.
@@ -119,6 +119,8 @@ class Adapter(Method):
         x = self._input(frames)
         if self.stream_guard is not None and self.stream_guard.look(x):
             self._restart()
+        elif self.stream_guard is not None and self.stream_guard.changed:
+            self._observed = 0
         self._take_in(x)
 
     def step(self, frames: Tensor) -> StepReport:

@@ -1,14 +1,16 @@
-"""Which network a stream uses and when it begins anew, told without labels by where its frames lie (ours).
+"""Which network a stream uses, and when it begins anew or forgets, told without labels by where its frames lie (ours).
 
 A stream comes home, or goes where nothing was learned, faster than anything can be unlearned. So each frame is held
 against the statistics of the first normalised layer, the source's and the stream's own: while it lies nearer to the
-source, the source is used, and where that lasts, the stream begins anew at the source. A change after which frames
-still lie nearer to the stream is what running statistics are for. Found on the scene's streets 7 and 11.
+source, the source is used, and where that lasts, the stream begins anew at the source. Where frames lie farther from
+the stream than its frames did, the stream has changed: what its statistics are of is over, and they count as a few
+frames from there on, so that new ones settle as fast as at its beginning. Found on the scene's streets 7 and 11.
 """
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +20,10 @@ from edge_sfda.nets.normalisation import batch_norms, distances, running
 
 _NEAR = 10.0  # frames that the source counts as near it: as few as far from it did harm by day
 _PATIENCE = 2  # frames in a row nearer to the source that begin the stream anew: a single one may be a glare
+_CHANGED = 3.0  # times the usual distance from the stream's statistics
+_LASTING = 3  # frames in a row so far that are a change: by night a lamp takes one or two to pass, and twice as far
+_FORGOTTEN = 2.0  # frames that these count as after a change; more near the source
+_USUAL = 0.2  # share of a frame in the moving average of that distance
 
 
 class StreamGuard:
@@ -30,6 +36,7 @@ class StreamGuard:
         source: the network to use at home.
         distance: in nats a channel, of the last frame from the source; None before there was one.
         at_home: the last frame lay nearer to the source, or there was none yet.
+        changed: with the last frame the stream became another.
     """
 
     def __init__(self, net: SegmentationNet) -> None:
@@ -38,7 +45,11 @@ class StreamGuard:
         self._net = net
         self._layers = tuple(layers[0] for layers in map(batch_norms, (self.source, net)) if layers)
         self.at_home = len(self._layers) > 0
-        self._in_a_row = 0
+        self.changed = False
+        self._in_a_row = 0  # nearer to the source
+        self._usual: float | None = None  # distance from the stream's statistics
+        self._far_in_a_row = 0
+        self._forgets = False
 
     def look(self, x: Tensor) -> bool:
         """Look at frames before they are taken in; returns whether the stream is to begin anew, as with its first.
@@ -55,19 +66,49 @@ class StreamGuard:
         self.distance, from_stream = distances(self._layers[-1], self._net, x, *map(running, self._layers))
         self.at_home = self.distance < from_stream
         self._in_a_row = self._in_a_row + 1 if self.at_home else 0
-        return first or self._in_a_row >= _PATIENCE
+        anew = first or self._in_a_row >= _PATIENCE
+        self._compare(from_stream)
+        if anew:
+            self._usual, self._far_in_a_row, self.changed, self._forgets = None, 0, False, False
+        return anew
 
     def source_frames(self, least: float) -> float:
-        """Return how many frames the source's statistics count as: the fewer, the farther the stream is from it."""
-        return max(least, min(_NEAR, 1 / max(self.distance or 0.0, 1e-6)))
+        """Return how many frames the stream's first statistics count as, the source's or after a change its own.
+
+        The fewer, the farther the stream is from the source.
+        """
+        return max(min(least, _FORGOTTEN) if self._forgets else least, min(_NEAR, 1 / max(self.distance or 0.0, 1e-6)))
+
+    def _compare(self, from_stream: float) -> None:
+        """Tell by the last frame's distance from the stream's statistics whether the stream has changed."""
+        far = self._usual is not None and from_stream > _CHANGED * self._usual
+        self._far_in_a_row = self._far_in_a_row + 1 if far else 0
+        self.changed = self._far_in_a_row >= _LASTING
+        if self.changed:
+            self._usual, self._far_in_a_row, self._forgets = None, 0, True
+        elif not far:
+            usual = from_stream if self._usual is None else self._usual
+            self._usual = usual + _USUAL * (from_stream - usual)
 
     def state(self) -> State:
         """Return what the next frame is held against besides the networks."""
-        return State(facts={"at_home": self.at_home, "in_a_row": self._in_a_row, "distance": self.distance})
+        facts = {
+            "at_home": self.at_home,
+            "in_a_row": self._in_a_row,
+            "distance": self.distance,
+            "usual": self._usual,
+            "far_in_a_row": self._far_in_a_row,
+            "forgets": self._forgets,
+        }
+        return State(facts=facts)
 
     def load_state(self, state: State) -> None:
         """Set all that `state` returns, or raise CheckpointError."""
         self.at_home = bool(state.fact("at_home"))
         self._in_a_row = int(state.fact("in_a_row"))
-        distance = state.fact("distance")
-        self.distance = None if distance is None else float(distance)
+        self.distance, self._usual = _number(state.fact("distance")), _number(state.fact("usual"))
+        self._far_in_a_row, self._forgets = int(state.fact("far_in_a_row")), bool(state.fact("forgets"))
+
+
+def _number(fact: Any) -> float | None:
+    return None if fact is None else float(fact)

@@ -1,4 +1,4 @@
-"""The stream's guard: the source near home, the stream's own network away from it, a fresh start between the two."""
+"""The stream's guard: the source near home, the stream's own network away from it, what it does between the two."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edge_sfda.adapt.run import learn_online
 from edge_sfda.adapt.stream_guard import StreamGuard
 from edge_sfda.config import AdaptConfig, from_dict
 from edge_sfda.errors import NetError
-from edge_sfda.nets.normalisation import estimate, given_to, observe
+from edge_sfda.nets.normalisation import batch_norms, estimate, given_to, observe, running
 
 Make = Callable[..., Any]
 
@@ -78,6 +78,53 @@ def test_source_counts_as_more_frames_the_nearer_the_stream_is() -> None:
     assert guard.source_frames(4) == 4
 
 
+def _settled(shift: float = 3.0) -> tuple[Any, StreamGuard]:
+    """Return a network that has followed a stream, and its guard."""
+    net = _plain()
+    guard = StreamGuard(net)
+    for seed in range(12):
+        _see(guard, net, shift, seed)
+        assert not guard.changed
+    return net, guard
+
+
+def test_change_is_seen_with_the_third_frame_and_what_was_before_counts_as_little() -> None:
+    net, guard = _settled()
+    assert guard.source_frames(4) == 4
+    for seed in (12, 13):
+        assert not guard.look(_frame(12.0, seed))
+        assert not guard.changed
+    assert not _see(guard, net, 12.0, 14)
+    assert guard.changed
+    assert guard.source_frames(4) == 2
+    assert guard.source_frames(1) == 1  # as few as were asked for
+    _see(guard, net, 12.0, 15)
+    assert not guard.changed
+    assert guard.source_frames(4) == 2  # until it begins anew
+    _see(guard, net, 0.0, 16)
+    assert _see(guard, net, 0.0, 17)
+    guard.distance = 3.0
+    assert guard.source_frames(4) == 4
+
+
+def test_two_odd_frames_are_no_change() -> None:
+    net, guard = _settled()
+    for seed in range(12, 24, 3):
+        for odd in (seed, seed + 1):  # a glare: the statistics are let alone
+            guard.look(_frame(12.0, odd))
+            assert not guard.changed
+        _see(guard, net, 3.0, seed + 2)
+        assert not guard.changed
+    assert guard.source_frames(4) == 4
+
+
+def test_coming_home_is_no_change() -> None:
+    net, guard = _settled()
+    for seed in range(12, 20):
+        _see(guard, net, 0.0, seed)
+        assert not guard.changed
+
+
 def test_network_without_batch_norm_has_no_home() -> None:
     net: Any = nn.Conv2d(3, 3, 1)
     guard = StreamGuard(net)
@@ -114,6 +161,19 @@ def test_state_goes_on_where_it_was() -> None:
     other.load_state(guard.state())
     assert (other.at_home, other.distance) == (True, guard.distance)
     assert _see(other, net, 0.0, 7)
+
+
+def test_state_in_the_midst_of_a_change_goes_on_where_it_was() -> None:
+    net, guard = _settled()
+    other = StreamGuard(net)
+    guard.look(_frame(12.0, 12))
+    guard.look(_frame(12.0, 13))
+    other.load_state(guard.state())
+    other.look(_frame(12.0, 14))
+    assert other.changed
+    third = StreamGuard(net)
+    third.load_state(other.state())
+    assert third.source_frames(4) == 2
 
 
 @pytest.fixture
@@ -180,6 +240,27 @@ def test_without_the_guard_a_stream_never_goes_home(stream: Callable[..., Adapte
         learn_online(method, frame)
         assert method.deployed is method.teacher.net
     assert method.teacher.updates == 8
+
+
+def test_statistics_follow_a_change(
+    stream: Callable[..., Adapter], bright: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = [frame // 8 for frame in bright[:1] * 40]  # long enough for a new frame to count little
+    after = [frame + 40 for frame in before[:9]]
+
+    def means() -> Tensor:
+        method = stream()
+        for frame in before + after:
+            method.observe(frame[None])
+        return running(batch_norms(method.net)[0])[0]
+
+    wanted = stream()
+    for frame in after:
+        wanted.observe(frame[None])
+    goal = running(batch_norms(wanted.net)[0])[0]
+    follows = means()
+    monkeypatch.setattr("edge_sfda.adapt.stream_guard._CHANGED", float("inf"))
+    assert (follows - goal).norm() < 0.5 * (means() - goal).norm()
 
 
 def test_saved_stream_goes_on_bit_for_bit_over_a_fresh_start(
