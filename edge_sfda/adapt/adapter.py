@@ -258,11 +258,12 @@ class Adapter(Method):
     def _settle(self, net: SegmentationNet) -> None:
         """Re-estimate the statistics under the new weights, where the burst used its batches'; then keep a share.
 
-        On a stream there is nothing to settle, and a burst that consolidates has settled already.
+        Before the first step there are no new weights, and step 0 has just estimated them. On a stream there is nothing
+        to settle, and a burst that consolidates has settled already.
         """
         if self.online or self.consolidation is not None:
             return
-        if self.config.burst.batch_statistics and len(self.frames) > 0:
+        if self.config.burst.batch_statistics and self.steps > 0 and len(self.frames) > 0:
             net.load_state_dict({k: v for k, v in self.source.items() if "running_" in k}, strict=False)
             estimate(net, self._batches(self.frames), blend=self.config.statistics.blend)
         guard.retreat(net, self.source, share=self.share)

@@ -585,6 +585,26 @@ def test_statistics_are_estimated_anew_at_the_end_of_such_a_burst(adapter: Make,
     assert _same(_state(method.deployed), _state(expected))
 
 
+def test_snapshot_before_the_first_step_estimates_no_statistics_a_second_time(
+    adapter: Make, frames: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = adapter(AFFINE)
+    method.begin(frames)
+    anew = copy.deepcopy(method.deployed)
+    estimate(anew, method._batches(frames), blend=1.0)
+    monkeypatch.setattr("edge_sfda.adapt.adapter.estimate", _never)
+    at_step_0 = _state(method.snapshot())
+    assert all(
+        torch.allclose(at_step_0[name], value, atol=1e-6)
+        for name, value in anew.state_dict().items()
+        if "running_" in name
+    )
+
+
+def _never(*_: object, **__: object) -> None:
+    raise AssertionError("estimated once more")
+
+
 def test_snapshot_is_what_a_burst_that_ended_there_deploys_and_disturbs_nothing(
     adapter: Make, frames: list[Tensor]
 ) -> None:
