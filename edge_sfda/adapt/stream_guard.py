@@ -21,8 +21,8 @@ from edge_sfda.nets.normalisation import batch_norms, distances, running
 _NEAR = 10.0  # frames that the source counts as near it: as few as far from it did harm by day
 _PATIENCE = 2  # frames in a row nearer to the source that begin the stream anew: a single one may be a glare
 _CHANGED = 3.0  # times the usual distance from the stream's statistics
-_LASTING = 3  # frames in a row so far that are a change: by night a lamp takes one or two to pass, and twice as far
-_FORGOTTEN = 2.0  # frames that these count as after a change; more near the source
+_LASTING = 4  # frames in a row so far that are a change: a lamp by night, or a halt at a crossing, takes two or three
+_FORGOTTEN = 3.0  # frames that these count as after a change; more near the source
 _USUAL = 0.2  # share of a frame in the moving average of that distance
 
 

@@ -88,32 +88,32 @@ def _settled(shift: float = 3.0) -> tuple[Any, StreamGuard]:
     return net, guard
 
 
-def test_change_is_seen_with_the_third_frame_and_what_was_before_counts_as_little() -> None:
+def test_change_is_seen_with_the_fourth_frame_and_what_was_before_counts_as_little() -> None:
     net, guard = _settled()
     assert guard.source_frames(4) == 4
-    for seed in (12, 13):
+    for seed in (12, 13, 14):
         assert not guard.look(_frame(12.0, seed))
         assert not guard.changed
-    assert not _see(guard, net, 12.0, 14)
+    assert not _see(guard, net, 12.0, 15)
     assert guard.changed
-    assert guard.source_frames(4) == 2
+    assert guard.source_frames(4) == 3
     assert guard.source_frames(1) == 1  # as few as were asked for
-    _see(guard, net, 12.0, 15)
+    _see(guard, net, 12.0, 16)
     assert not guard.changed
-    assert guard.source_frames(4) == 2  # until it begins anew
-    _see(guard, net, 0.0, 16)
-    assert _see(guard, net, 0.0, 17)
+    assert guard.source_frames(4) == 3  # until it begins anew
+    _see(guard, net, 0.0, 17)
+    assert _see(guard, net, 0.0, 18)
     guard.distance = 3.0
     assert guard.source_frames(4) == 4
 
 
-def test_two_odd_frames_are_no_change() -> None:
+def test_three_odd_frames_are_no_change() -> None:
     net, guard = _settled()
-    for seed in range(12, 24, 3):
-        for odd in (seed, seed + 1):  # a glare: the statistics are let alone
+    for seed in range(12, 24, 4):
+        for odd in range(seed, seed + 3):  # a glare: the statistics are let alone
             guard.look(_frame(12.0, odd))
             assert not guard.changed
-        _see(guard, net, 3.0, seed + 2)
+        _see(guard, net, 3.0, seed + 3)
         assert not guard.changed
     assert guard.source_frames(4) == 4
 
@@ -166,14 +166,14 @@ def test_state_goes_on_where_it_was() -> None:
 def test_state_in_the_midst_of_a_change_goes_on_where_it_was() -> None:
     net, guard = _settled()
     other = StreamGuard(net)
-    guard.look(_frame(12.0, 12))
-    guard.look(_frame(12.0, 13))
+    for seed in (12, 13, 14):
+        guard.look(_frame(12.0, seed))
     other.load_state(guard.state())
-    other.look(_frame(12.0, 14))
+    other.look(_frame(12.0, 15))
     assert other.changed
     third = StreamGuard(net)
     third.load_state(other.state())
-    assert third.source_frames(4) == 2
+    assert third.source_frames(4) == 3
 
 
 @pytest.fixture
