@@ -21,7 +21,8 @@ from edge_sfda.nets.normalisation import batch_norms, distances, running
 _NEAR = 10.0  # frames that the source counts as near it: as few as far from it did harm by day
 _PATIENCE = 2  # frames in a row nearer to the source that begin the stream anew: a single one may be a glare
 _CHANGED = 3.0  # times the usual distance from the stream's statistics
-_LASTING = 4  # frames in a row so far that are a change: a lamp by night, or a halt at a crossing, takes two or three
+_FAR = 0.1  # nats a channel, the least distance that is a change: on a steady stream the usual one is next to nothing
+_LASTING = 5  # frames in a row so far that are a change: a lamp by night, or a flash that is kept, takes two to four
 _FORGOTTEN = 3.0  # frames that these count as after a change; more near the source
 _USUAL = 0.2  # share of a frame in the moving average of that distance
 
@@ -81,7 +82,7 @@ class StreamGuard:
 
     def _compare(self, from_stream: float) -> None:
         """Tell by the last frame's distance from the stream's statistics whether the stream has changed."""
-        far = self._usual is not None and from_stream > _CHANGED * self._usual
+        far = self._usual is not None and from_stream > max(_CHANGED * self._usual, _FAR)
         self._far_in_a_row = self._far_in_a_row + 1 if far else 0
         self.changed = self._far_in_a_row >= _LASTING
         if self.changed:

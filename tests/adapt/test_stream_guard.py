@@ -88,34 +88,45 @@ def _settled(shift: float = 3.0) -> tuple[Any, StreamGuard]:
     return net, guard
 
 
-def test_change_is_seen_with_the_fourth_frame_and_what_was_before_counts_as_little() -> None:
+def test_change_is_seen_with_the_fifth_frame_and_what_was_before_counts_as_little() -> None:
     net, guard = _settled()
     assert guard.source_frames(4) == 4
-    for seed in (12, 13, 14):
+    for seed in range(12, 16):
         assert not guard.look(_frame(12.0, seed))
         assert not guard.changed
-    assert not _see(guard, net, 12.0, 15)
+    assert not _see(guard, net, 12.0, 16)
     assert guard.changed
     assert guard.source_frames(4) == 3
     assert guard.source_frames(1) == 1  # as few as were asked for
-    _see(guard, net, 12.0, 16)
+    _see(guard, net, 12.0, 17)
     assert not guard.changed
     assert guard.source_frames(4) == 3  # until it begins anew
-    _see(guard, net, 0.0, 17)
-    assert _see(guard, net, 0.0, 18)
+    _see(guard, net, 0.0, 18)
+    assert _see(guard, net, 0.0, 19)
     guard.distance = 3.0
     assert guard.source_frames(4) == 4
 
 
-def test_three_odd_frames_are_no_change() -> None:
+def test_four_odd_frames_are_no_change() -> None:
     net, guard = _settled()
-    for seed in range(12, 24, 4):
-        for odd in range(seed, seed + 3):  # a glare: the statistics are let alone
+    for seed in range(12, 27, 5):
+        for odd in range(seed, seed + 4):  # a glare: the statistics are let alone
             guard.look(_frame(12.0, odd))
             assert not guard.changed
-        _see(guard, net, 3.0, seed + 3)
+        _see(guard, net, 3.0, seed + 4)
         assert not guard.changed
     assert guard.source_frames(4) == 4
+
+
+@pytest.mark.parametrize(("step", "changed"), [(0.2, False), (1.0, True)])
+def test_a_step_is_a_change_where_it_is_large_not_only_larger_than_a_still_stream_s(step: float, changed: bool) -> None:
+    net = _plain()
+    guard = StreamGuard(net)
+    for _ in range(60):
+        _see(guard, net, 3.0)  # one frame all along: any step is many times as far as its frames lie
+    for _ in range(5):
+        guard.look(_frame(3.0 + step, 0))
+    assert guard.changed == changed
 
 
 def test_coming_home_is_no_change() -> None:
@@ -166,10 +177,10 @@ def test_state_goes_on_where_it_was() -> None:
 def test_state_in_the_midst_of_a_change_goes_on_where_it_was() -> None:
     net, guard = _settled()
     other = StreamGuard(net)
-    for seed in (12, 13, 14):
+    for seed in range(12, 16):
         guard.look(_frame(12.0, seed))
     other.load_state(guard.state())
-    other.look(_frame(12.0, 15))
+    other.look(_frame(12.0, 16))
     assert other.changed
     third = StreamGuard(net)
     third.load_state(other.state())
