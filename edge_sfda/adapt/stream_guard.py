@@ -4,7 +4,8 @@ A stream comes home, or goes where nothing was learned, faster than anything can
 against the statistics of the first normalised layer, the source's and the stream's own: while it lies nearer to the
 source, the source is used, and where that lasts, the stream begins anew at the source. Where frames lie farther from
 the stream than its frames did, the stream has changed: what its statistics are of is over, and they count as a few
-frames from there on, so that new ones settle as fast as at its beginning. Found on the scene's streets 7 and 11.
+frames from there on, so that new ones settle as fast as at its beginning. Found on the scene's streets 7 and 11; what
+counts as a change, on CamVid's drive pairs as well.
 """
 
 from __future__ import annotations
