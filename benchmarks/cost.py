@@ -170,7 +170,11 @@ def _macs(task: Task, learn: list[torch.Tensor], config: AdaptConfig) -> float:
         return counter.get_total_flops() / 2
 
     none, own = of(0, 0), config.own_steps
-    return none + own * (of(1, 0) - none) + (config.burst.steps - own) * (of(1, 1) - none)
+    late = (config.burst.steps - own) * (of(1, 1) - none)
+    if own == 0:
+        return none + late
+    one = of(1, 0)  # with what settles after any step, and after none does not
+    return one + (own - 1) * (of(2, 0) - one) + late
 
 
 def table(results: list[dict[str, Any]]) -> str:
