@@ -117,10 +117,11 @@ class Adapter(Method):
             FrameError: see `step`.
         """
         x = self._input(frames)
-        if self.stream_guard is not None and self.stream_guard.look(x):
-            self._restart()
-        elif self.stream_guard is not None and self.stream_guard.changed:
-            self._observed = 0
+        if self.stream_guard is not None:
+            if self.stream_guard.look(x):
+                self._restart()
+            elif self.stream_guard.changed:
+                self._observed = 0
         self._take_in(x)
 
     def step(self, frames: Tensor) -> StepReport:

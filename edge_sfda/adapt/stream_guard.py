@@ -69,9 +69,10 @@ class StreamGuard:
         self.at_home = self.distance < from_stream
         self._in_a_row = self._in_a_row + 1 if self.at_home else 0
         anew = first or self._in_a_row >= _PATIENCE
-        self._compare(from_stream)
         if anew:
             self._usual, self._far_in_a_row, self.changed, self._forgets = None, 0, False, False
+        else:
+            self._compare(from_stream)
         return anew
 
     def source_frames(self, least: float) -> float:

@@ -78,12 +78,12 @@ def test_source_counts_as_more_frames_the_nearer_the_stream_is() -> None:
     assert guard.source_frames(4) == 4
 
 
-def _settled(shift: float = 3.0) -> tuple[Any, StreamGuard]:
+def _settled() -> tuple[Any, StreamGuard]:
     """Return a network that has followed a stream, and its guard."""
     net = _plain()
     guard = StreamGuard(net)
     for seed in range(12):
-        _see(guard, net, shift, seed)
+        _see(guard, net, 3.0, seed)
         assert not guard.changed
     return net, guard
 
