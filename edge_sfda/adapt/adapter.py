@@ -69,14 +69,12 @@ class Adapter(Method):
         self.steps = 0
         self.online = False
         self.stream_guard: StreamGuard | None = None  # of a stream alone
-        self._fresh: guard.State = {}  # what a stream begins with
 
     @property
     def deployed(self) -> SegmentationNet:
-        """The teacher, the average of the burst so far; the source, while a stream is at home (`stream_guard`)."""
-        if self.stream_guard is not None and self.stream_guard.at_home:
-            return self.stream_guard.source
-        return self.teacher.net
+        """The teacher, the average of the burst so far; on a stream what its guard chooses (`stream_guard`)."""
+        learnt = self.teacher.net
+        return learnt if self.stream_guard is None else self.stream_guard.chosen(learnt)
 
     @property
     def prior_undone(self) -> float:
@@ -84,8 +82,7 @@ class Adapter(Method):
 
         On a stream, and where the shift is mild. Under a strong one entropy has taken the rare classes down already.
         """
-        adapted = self.share < 1 or (self.online and self.deployed is self.teacher.net)
-        return self.config.statistics.prior if adapted else 0.0
+        return self.config.statistics.prior if self.online or self.share < 1 else 0.0
 
     def begin(self, frames: Sequence[Tensor]) -> None:
         """Step 0, then the metric network's warm-up on the first target frames (none for a stream)."""
@@ -111,7 +108,7 @@ class Adapter(Method):
                     self._weigh(view)
 
     def observe(self, frames: Tensor) -> None:
-        """See `Method.observe`; uses the source at home, begins anew where that lasts, and forgets where it changes.
+        """See `Method.observe`; begins anew where the stream stays at home, and forgets where it changes.
 
         Raises:
             FrameError: see `step`.
@@ -119,10 +116,11 @@ class Adapter(Method):
         x = self._input(frames)
         if self.stream_guard is not None:
             if self.stream_guard.look(x):
-                self._restart()
+                self._restart(self.stream_guard)
             elif self.stream_guard.changed:
                 self._observed = 0
         self._take_in(x)
+        self._follow()
 
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W].
@@ -154,6 +152,7 @@ class Adapter(Method):
             self.consolidation.step(x, self.config.consolidation.online_share, said=view.probs)
         scalars |= {"weight": mean, "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
+        self._follow()
         return StepReport(loss.detach(), scalars)
 
     def snapshot(self) -> SegmentationNet:
@@ -231,6 +230,7 @@ class Adapter(Method):
             self.consolidation.load_state(state.part("consolidation"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
+        self._follow()
 
     def _source_frames(self) -> float:
         least = super()._source_frames()
@@ -238,18 +238,21 @@ class Adapter(Method):
 
     def _begin_stream(self) -> None:
         self.online = True
-        if self.config.burst.guard:
-            self.stream_guard = StreamGuard(self.net)
         for net in (self.net, self.teacher.net):
             undo_class_weight(net, self.manifest, share=self.config.statistics.prior)
-        self._fresh = guard.state_of(self.net)
+        if self.config.burst.guard:
+            self.stream_guard = StreamGuard(self.net)
         if self.config.consolidation.online_share > 0:
             self.consolidation = self._make_consolidation()
 
-    def _restart(self) -> None:
+    def _follow(self) -> None:
+        if self.stream_guard is not None:
+            self.stream_guard.follow(self.teacher.net)
+
+    def _restart(self, stream_guard: StreamGuard) -> None:
         """Let the stream be as it began; what reliability has learnt of the target stays."""
         for net in (self.net, self.teacher.net):
-            guard.retreat(net, self._fresh, share=0.0)
+            stream_guard.restore(net)
         self.teacher.updates = 0
         self.optimizer.state.clear()
         if self.consolidation is not None:

@@ -253,7 +253,7 @@ def test_stream_that_begins_anew_forgets_what_was_learnt(adapter: Make, frames: 
     for frame in frames:
         run.learn_online(method, frame)
     assert method.consolidation.state().part("optimizer").tensors
-    method._restart()
+    method._restart(method.stream_guard)
     assert not method.consolidation.state().part("optimizer").tensors
     assert not any("num_batches" not in name for name in _moved(fresh, method.net))
 

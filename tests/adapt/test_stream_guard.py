@@ -136,11 +136,54 @@ def test_coming_home_is_no_change() -> None:
         assert not guard.changed
 
 
-def test_network_without_batch_norm_has_no_home() -> None:
+@pytest.mark.parametrize(("shift", "mild"), [(0.4, True), (0.7, False)])  # its square is the distance in nats
+def test_shift_is_mild_where_frames_lie_near_the_source_on_average(shift: float, mild: bool) -> None:
+    net = _plain()
+    guard = StreamGuard(net)
+    for seed in range(8):
+        _see(guard, net, shift, seed)
+        assert not guard.at_home or seed == 0
+        assert guard.mild == mild
+    for seed in range(8, 10):  # two frames of the other kind turn nothing
+        guard.look(_frame(0.55, seed))
+        assert guard.mild == mild
+
+
+def test_source_the_mix_or_what_is_learnt_is_chosen() -> None:
+    net, learnt = _plain(), _plain()
+    guard = StreamGuard(net)
+    assert guard.chosen(learnt) is guard.source
+    for seed in range(4):
+        _see(guard, net, 0.4, seed)
+    assert guard.chosen(learnt) is guard.mix
+    for seed in range(4, 8):
+        _see(guard, net, 3.0, seed)
+    assert guard.chosen(learnt) is learnt
+
+
+def test_mix_has_a_third_of_what_is_learnt_and_of_its_statistics() -> None:
+    net, learnt = _plain(), _plain()
+    guard = StreamGuard(net)
+    with torch.no_grad():
+        learnt[0].weight.add_(3.0)
+        learnt[0].running_mean.add_(6.0)
+    guard.follow(learnt)  # nothing is known of the shift yet
+    assert torch.equal(guard.mix[0].weight, net[0].weight)
+    _see(guard, net, 0.4)
+    guard.follow(learnt)
+    torch.testing.assert_close(guard.mix[0].weight, guard.source[0].weight + 1.0)
+    torch.testing.assert_close(guard.mix[0].running_mean, torch.full((3,), 2.0))
+    assert torch.equal(guard.source[0].running_mean, torch.zeros(3))
+    assert torch.equal(learnt[0].running_mean, torch.full((3,), 6.0))
+
+
+def test_network_without_batch_norm_has_no_home_and_no_mild_shift() -> None:
     net: Any = nn.Conv2d(3, 3, 1)
     guard = StreamGuard(net)
     assert not guard.look(_frame(0.0, 0))
     assert not guard.at_home
+    assert not guard.mild
+    assert guard.chosen(net) is net
 
 
 def test_looking_runs_what_lies_before_the_first_normalised_layer_and_no_more() -> None:
@@ -243,6 +286,45 @@ def test_stream_uses_what_it_learnt_away_from_home_and_the_source_back_there(
     assert _equal(_parameters(method.teacher.net), fresh)
     assert method.teacher.updates == 0
     assert torch.isfinite(method.step(bright[7][None]).loss)
+
+
+def _mixed(method: Adapter) -> list[Tensor]:
+    """Return what the mix is to be: a third of the way from where the stream began to the teacher, statistics too."""
+    home, learnt = _home(method).state_dict(), method.teacher.net.state_dict()
+    return [torch.lerp(home[name], value, 1 / 3) for name, value in learnt.items() if value.is_floating_point()]
+
+
+def _floats(net: nn.Module) -> list[Tensor]:
+    return [value.clone() for value in net.state_dict().values() if value.is_floating_point()]
+
+
+def _shaded(frames: list[Tensor]) -> list[Tensor]:
+    """Return frames that lie .15 to .25 nats from the source."""
+    return [(frames[index].float() * 0.85).to(torch.uint8) for index in (1, 5, 6, 7)]
+
+
+def test_mild_stream_uses_a_mix_that_keeps_up_with_frames_and_steps(
+    stream: Callable[..., Adapter], bright: list[Tensor]
+) -> None:
+    method = stream(every=2)
+    before = _floats(method.deployed)
+    for index, frame in enumerate(_shaded(bright) * 2):
+        taken = learn_online(method, frame)
+        assert (taken is not None) == (index % 2 == 0)
+        assert method.deployed not in (_home(method), method.teacher.net)
+        torch.testing.assert_close(_floats(method.deployed), _mixed(method))
+        assert not _equal(_floats(method.deployed), before)
+        before = _floats(method.deployed)
+
+
+def test_saved_mild_stream_is_used_as_it_was(stream: Callable[..., Adapter], bright: list[Tensor]) -> None:
+    first, second = stream(), stream()
+    for frame in _shaded(bright):
+        learn_online(first, frame)
+    second.load_state(first.state())
+    assert second.deployed is not second.teacher.net
+    assert _equal(_floats(second.deployed), _floats(first.deployed))
+    assert not _equal(_floats(second.deployed), _floats(_home(second)))
 
 
 def test_without_the_guard_a_stream_never_goes_home(stream: Callable[..., Adapter], bright: list[Tensor]) -> None:
