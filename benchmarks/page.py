@@ -2,8 +2,8 @@
 
     python benchmarks/page.py
 
-A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is the file of its rows. Where rows can be
-shown in another way, `<!-- table:NAME VIEW -->` says in which.
+A table stands between `<!-- table:NAME -->` and `<!-- /table:NAME -->`; NAME is the file of its rows, or several files
+joined by `+`. Where rows can be shown in another way, `<!-- table:NAME VIEW -->` says in which.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ TABLES: dict[str, Callable[[list[dict[str, Any]]], str]] = {
     "live_rounds": live_rounds.table,
     "gate_worth": gate_worth.table,
 }  # by the file's name, or what it begins with
-VIEWS = {"by_protocol": peers_table.by_protocol, "by_domain": peers_table.by_domain}
+VIEWS = {
+    "by_protocol": peers_table.by_protocol,
+    "by_worst": peers_table.by_worst,
+    "by_domain": peers_table.by_domain,
+}
 
-_TABLE = re.compile(r"<!-- table:(\w+)( \w+)? -->\n.*?<!-- /table:\1 -->", re.DOTALL)
+_TABLE = re.compile(r"<!-- table:([\w+]+)( \w+)? -->\n.*?<!-- /table:\1 -->", re.DOTALL)
 
 
 def filled(text: str, results: Path = rows.RESULTS) -> str:
@@ -48,7 +52,7 @@ def filled(text: str, results: Path = rows.RESULTS) -> str:
         name, view = found[1], found[2] or ""
         usual = next((key for key in TABLES if name == key or name.startswith(f"{key}_")), name)
         table = VIEWS[view.strip()] if view else TABLES[usual]
-        body = table(rows.read(results / f"{name}.jsonl")).strip("\n")
+        body = table([row for part in name.split("+") for row in rows.read(results / f"{part}.jsonl")]).strip("\n")
         return f"<!-- table:{name}{view} -->\n{body}\n<!-- /table:{name} -->"
 
     return _TABLE.sub(make, text)

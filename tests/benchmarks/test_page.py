@@ -28,13 +28,24 @@ def test_table_is_made_anew_and_the_rest_stays(tmp_path: Path) -> None:
 
 
 def test_view_of_rows_is_made_anew_as_it_was_asked_for(tmp_path: Path) -> None:
-    row = {"protocol": "offline", "pair": "dusk", "steps": 160, "miou": 0.5, "rare": 0.25}
+    row = {"protocol": "offline", "pair": "dusk", "street": 43, "steps": 160, "miou": 0.5, "rare": 0.25}
     lines = [json.dumps(row | {"method": method}) for method in ("none", "bn", "tent", "stvm")]
     (tmp_path / "peers_scene.jsonl").write_text("\n".join(lines))
     text = "<!-- table:peers_scene by_domain -->\nold\n<!-- /table:peers_scene -->"
     made = filled(text, tmp_path)
     assert made.splitlines()[0] == "<!-- table:peers_scene by_domain -->"
     assert made.splitlines()[-2] == "| dusk | .500 | .500 | .500 | .500 |"
+    assert filled(made, tmp_path) == made
+
+
+def test_rows_of_several_files_make_one_table(tmp_path: Path) -> None:
+    for name, street, mious in (("peers_a", 43, (0.5, 0.7)), ("peers_b", 53, (0.2,))):
+        row = {"protocol": "offline", "pair": "dusk", "street": street, "steps": 160, "rare": 0.25}
+        rows = [row | {"method": m, "miou": miou} for m in ("none", "bn", "tent", "stvm") for miou in mious]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    text = "<!-- table:peers_a+peers_b by_domain -->\nold\n<!-- /table:peers_a+peers_b -->"
+    made = filled(text, tmp_path)
+    assert made.splitlines()[-2] == "| dusk | .400 | .400 | .400 | .400 |"  # each street counts once
     assert filled(made, tmp_path) == made
 
 

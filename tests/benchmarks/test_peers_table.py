@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peers_table import by_domain, by_protocol, table
+from peers_table import by_domain, by_protocol, by_worst, table
 
 
 def _row(method: str, pair: str, miou: float, **more: Any) -> dict[str, Any]:
@@ -72,4 +72,21 @@ def test_domains_show_the_leading_methods_at_their_own_steps() -> None:
         "| domain | source | BatchNorm statistics | TENT | after STvM |",
         "|---|---|---|---|---|",
         "| fog | .500 | .500 | .250 | .500 |",
+    ]
+
+
+def test_worst_case_stands_beside_the_mean_of_the_better_statistics_and_the_shortest_burst() -> None:
+    found = [_row("none", "dusk", 0.3), _row("none", "fog", 0.5), _row("bn-mix", "dusk", 0.3)]
+    found += [_row("stvm", "dusk", 0.7), _row("stvm", "fog", 0.51)]
+    found += [_row("tent", "dusk", 0.6), _row("tent", "fog", 0.45), _row("tent", "fog", 0.2, steps=160)]
+    rounds = {"protocol": "continual", "least_margin": 0.0}
+    found += [_row("none", "rounds", 0.4, **rounds), _row("tent", "rounds", 0.3, **rounds | {"least_margin": -0.1})]
+    found.append(_row("tent-momentum", "rounds", 0.45, **rounds | {"least_margin": -0.02}))
+    found.append(_row("tent-momentum", "dusk", 0.9))  # where only some places have it, the two do not compare
+    assert by_worst(found).splitlines() == [
+        "| | offline | worst | continual | worst |",
+        "|---|---|---|---|---|",
+        "| source | .400 | +0.0 | .400 | +0.0 |",
+        "| TENT | .525 | -5.0 | .450 | -2.0 |",
+        "| **after STvM** | **.605** | **+1.0** |  |  |",
     ]
