@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pairs
 import pytest
 import torch
 from ablation import FULL, PARTS, Task, finished, measure, table
@@ -40,18 +41,32 @@ def test_burst_goes_on_as_if_nobody_had_looked() -> None:
     assert not all(torch.equal(value, end[name]) for name, value in mid[0].items())
 
 
-def test_row_tells_the_course_of_the_burst(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PARTS, "short", {"burst": {"steps": 2, "batch": 2}, "reliability": {"warm_up": 1}})
-
-    def few(domain: str, street: int) -> Pair:
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    def first(domain: str, street: int) -> Pair:
         whole = scene(domain, street)
         return Pair(whole.name, _First(whole.drive, 6), whole.rare)
 
-    monkeypatch.setattr("pairs.scene", few)
+    monkeypatch.setattr("pairs.scene", first)
+    monkeypatch.setitem(PARTS, "short", {"burst": {"steps": 2, "batch": 2}, "reliability": {"warm_up": 1}})
+
+
+@pytest.mark.usefixtures("few")
+def test_row_tells_the_course_of_the_burst() -> None:
     row = measure(Task("short", "fog", 0, MODEL, None, 43, 1))
     assert list(row["along"]) == [1, 2]
     assert row["along"][2] == row["miou"]
     assert row["end_less_peak"] == pytest.approx(row["miou"] - max(row["along"].values()), abs=1e-6)
+
+
+@pytest.mark.usefixtures("few")
+def test_row_of_a_stream_is_of_all_its_frames_each_predicted_first() -> None:
+    row = measure(Task("short", "fog", 0, MODEL, None, 43, 1, online=True))
+    manifest = load(MODEL)[1]
+    method = run.make(load(MODEL)[0], manifest, configs.from_dict(PARTS["short"]))
+    whole = pairs.scene("fog", 43)
+    assert {name: row[name] for name in ("miou", "rare")} == whole.scores(pairs.online(method, manifest, whole))
+    assert list(row["along"].values()) == [row["miou"]]
 
 
 class _First:
