@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from edge_sfda.adapt.guard import retreat, state_of
+from edge_sfda.adapt.guard import retreat
 from edge_sfda.adapt.state import State
 from edge_sfda.nets.contract import SegmentationNet
 from edge_sfda.nets.normalisation import batch_norms, distances, running
@@ -53,7 +53,8 @@ class StreamGuard:
         self.mix: SegmentationNet = copy.deepcopy(self.source)
         self.distance: float | None = None
         self._net = net
-        self._origin = state_of(self.source)
+        # the source's own tensors: it stands still
+        self._origin = {name: value for name, value in self.source.state_dict().items() if value.is_floating_point()}
         self._layers = tuple(layers[0] for layers in map(batch_norms, (self.source, net)) if layers)
         self.at_home = len(self._layers) > 0
         self._average: float | None = None  # of the distance
