@@ -120,7 +120,6 @@ class Adapter(Method):
             elif self.stream_guard.changed:
                 self._observed = 0
         self._take_in(x)
-        self._follow()
 
     def step(self, frames: Tensor) -> StepReport:
         """Learn from frames, uint8 RGB [B, 3, H, W].
@@ -152,7 +151,6 @@ class Adapter(Method):
             self.consolidation.step(x, self.config.consolidation.online_share, said=view.probs)
         scalars |= {"weight": mean, "confidence": view.confidence.mean(), "rate": self.rate.clone()}
         scalars["agreement"] = _agreement(logits.detach(), label)
-        self._follow()
         return StepReport(loss.detach(), scalars)
 
     def snapshot(self) -> SegmentationNet:
@@ -230,7 +228,6 @@ class Adapter(Method):
             self.consolidation.load_state(state.part("consolidation"))
         if "usual_weight" in own.tensors:
             self.usual_weight = own.tensors["usual_weight"].to(self.device, copy=True)
-        self._follow()
 
     def _source_frames(self) -> float:
         least = super()._source_frames()
@@ -244,10 +241,6 @@ class Adapter(Method):
             self.stream_guard = StreamGuard(self.net)
         if self.config.consolidation.online_share > 0:
             self.consolidation = self._make_consolidation()
-
-    def _follow(self) -> None:
-        if self.stream_guard is not None:
-            self.stream_guard.follow(self.teacher.net)
 
     def _restart(self, stream_guard: StreamGuard) -> None:
         """Let the stream be as it began; what reliability has learnt of the target stays."""

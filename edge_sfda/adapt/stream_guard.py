@@ -41,7 +41,7 @@ class StreamGuard:
 
     Attributes:
         source: the network to use at home.
-        mix: the network to use under a mild shift, once `follow` has been told what was learnt.
+        mix: the network to use under a mild shift, as it was when last chosen.
         distance: in nats a channel, of the last frame from the source; None before there was one.
         at_home: the last frame lay nearer to the source, or there was none yet.
         mild: the stream's frames lie near the source on average.
@@ -93,16 +93,17 @@ class StreamGuard:
         return self._average is not None and self._average < _MILD
 
     def chosen(self, learnt: SegmentationNet) -> SegmentationNet:
-        """Return the network to use: the source, the mix, or what the stream has learnt."""
+        """Return the network to use now: the source, what the stream has learnt, or a mix of them, statistics included.
+
+        The mix is made when it is asked for: once a frame, though frames and steps both change what is learnt.
+        """
         if self.at_home:
             return self.source
-        return self.mix if self.mild else learnt
-
-    def follow(self, learnt: SegmentationNet) -> None:
-        """Bring the mix up to what the stream has learnt, statistics included, where it is used."""
-        if self.mild:
-            self.mix.load_state_dict(learnt.state_dict())
-            retreat(self.mix, self._origin, share=_LEARNT)
+        if not self.mild:
+            return learnt
+        self.mix.load_state_dict(learnt.state_dict())
+        retreat(self.mix, self._origin, share=_LEARNT)
+        return self.mix
 
     def restore(self, net: SegmentationNet) -> None:
         """Set a network back, in place, to what it was when the stream began."""

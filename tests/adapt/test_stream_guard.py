@@ -167,10 +167,10 @@ def test_mix_has_a_third_of_what_is_learnt_and_of_its_statistics() -> None:
     with torch.no_grad():
         learnt[0].weight.add_(3.0)
         learnt[0].running_mean.add_(6.0)
-    guard.follow(learnt)  # nothing is known of the shift yet
+    assert guard.chosen(learnt) is guard.source  # nothing is known of the shift yet
     assert torch.equal(guard.mix[0].weight, net[0].weight)
     _see(guard, net, 0.4)
-    guard.follow(learnt)
+    assert guard.chosen(learnt) is guard.mix
     torch.testing.assert_close(guard.mix[0].weight, guard.source[0].weight + 1.0)
     torch.testing.assert_close(guard.mix[0].running_mean, torch.full((3,), 2.0))
     assert torch.equal(guard.source[0].running_mean, torch.zeros(3))
