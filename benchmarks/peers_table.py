@@ -61,11 +61,8 @@ def by_protocol(results: list[dict[str, Any]]) -> str:
     for row in results:
         parts.setdefault(name(row), {"offline": [], "online": []})[row["protocol"]].append(row)
 
-    def rank(each: str) -> tuple[bool, bool, float]:
-        return each == _NAMES["stvm"], each != _NAMES["none"], np.mean([r["miou"] for r in parts[each]["offline"]])
-
     lines = ["| | offline, mIoU | rare | online, mIoU | rare |", "|---" * 5 + "|"]
-    for each in sorted(parts, key=rank):
+    for each in _ranked({name: float(np.mean([r["miou"] for r in parts[name]["offline"]])) for name in parts}):
         line = [each, *cells(parts[each]["offline"]), *cells(parts[each]["online"])]
         lines.append(_line(line, bold=each == _NAMES["stvm"]))
     return "\n".join(lines)
@@ -77,12 +74,11 @@ def by_worst(results: list[dict[str, Any]]) -> str:
     Of bursts the shortest count. Of the two kinds of statistics in the continual run those with the better mean count;
     its worst case is the least margin of the running mIoU.
     """
-    least = _least_steps(results)
+    results = _shortest(results)
     parts: dict[str, dict[str, tuple[float, float]]] = {}
     protocols = list(dict.fromkeys(row["protocol"] for row in results))
     for protocol in protocols:
         mine = [r for r in results if r["protocol"] == protocol]
-        mine = [r for r in mine if protocol != "offline" or r["steps"] == least[r["method"]]]
         for method in dict.fromkeys(r["method"] for r in mine):
             name = _NAMES.get(method.removesuffix("-momentum") if protocol == "continual" else method)
             worst = _mean(mine, method, "least_margin") if protocol == "continual" else _worst(mine, method)
@@ -90,12 +86,9 @@ def by_worst(results: list[dict[str, Any]]) -> str:
             if name is not None and found > parts.setdefault(name, {}).get(protocol, (0.0, 0.0)):
                 parts[name][protocol] = found
 
-    def rank(each: str) -> tuple[bool, bool, float]:
-        return each == _NAMES["stvm"], each != _NAMES["none"], parts[each].get(protocols[0], (0.0, 0.0))[0]
-
     lines = ["| | " + " | ".join(f"{protocol} | worst" for protocol in protocols) + " |"]
     lines.append("|---" * (2 * len(protocols) + 1) + "|")
-    for each in sorted(parts, key=rank):
+    for each in _ranked({name: found.get(protocols[0], (0.0, 0.0))[0] for name, found in parts.items()}):
         cells = [each]
         for protocol in protocols:
             miou, worst = parts[each].get(protocol, (None, None))
@@ -106,9 +99,7 @@ def by_worst(results: list[dict[str, Any]]) -> str:
 
 def by_domain(results: list[dict[str, Any]]) -> str:
     """Return Markdown: a row a domain, offline, the leading methods beside each other."""
-    mine = [r for r in results if r["protocol"] == "offline" and r["method"] in _LEADING]
-    least = _least_steps(mine)
-    mine = [r for r in mine if r["steps"] == least[r["method"]]]
+    mine = _shortest([r for r in results if r["protocol"] == "offline" and r["method"] in _LEADING])
     lines = [_line(["domain", *(_NAMES[name] for name in _LEADING)]), "|---" * (len(_LEADING) + 1) + "|"]
     for pair in dict.fromkeys(r["pair"] for r in mine):
         here = [r for r in mine if r["pair"] == pair]
@@ -123,6 +114,17 @@ def _least_steps(results: list[dict[str, Any]]) -> dict[str, int]:
         if row["protocol"] == "offline":
             least[row["method"]] = min(row["steps"], least.get(row["method"], row["steps"]))
     return least
+
+
+def _shortest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows without those of bursts longer than their method's shortest."""
+    least = _least_steps(results)
+    return [r for r in results if r["protocol"] != "offline" or r["steps"] == least[r["method"]]]
+
+
+def _ranked(means: dict[str, float]) -> list[str]:
+    """Return names in the order of rows: the source, the others by their mean, ours."""
+    return sorted(means, key=lambda name: (name == _NAMES["stvm"], name != _NAMES["none"], means[name]))
 
 
 def _line(cells: list[str], *, bold: bool = False) -> str:
